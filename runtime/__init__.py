@@ -1,0 +1,1 @@
+"""The op contract, device models, references and sessions."""

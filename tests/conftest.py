@@ -1,0 +1,58 @@
+"""Fixtures that every test may use: bundled models, and the real datasets and third-party models where present."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("CNPASS_SHARED", ROOT.parent / "shared"))
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _need(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(SHARED.parent)} is not there (set CNPASS_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder of bundled models."""
+    return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Callable[[str], tuple[Path, dict]]:
+    """Gives (path, entry of zoo.json) of a third-party model by name; skips where the zoo is absent."""
+
+    def find(name: str) -> tuple[Path, dict]:
+        entries = json.loads(_need(SHARED / "zoo" / "zoo.json").read_text())
+        entry = next(e for e in entries if e["name"] == name)
+        return SHARED / "zoo" / entry["file"], entry
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Callable[[str], Arrays]:
+    """Gives (x_train, y_train, x_test, y_test) of "mnist", "cifar10" or "cifar100"; skips where absent."""
+
+    @cache
+    def read(name: str) -> Arrays:
+        loader = _need(SHARED / "data" / "load.py")
+        spec = importlib.util.spec_from_file_location("shared_data", loader)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.load(name)
+
+    return read
