@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: bundled models, and the real datasets and third-party models where present."""
+"""Fixtures for all tests: bundled models, and the real datasets and third-party models where present."""
 
 from __future__ import annotations
 
