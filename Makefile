@@ -1,0 +1,33 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+NATIVE_SOURCES := $(wildcard runtime/native/*)
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	mkdir -p $(DEMO)
+	$(BIN)/cnpass optimize models/digits-vgg9.onnx -o $(DEMO)/digits-vgg9.cnpass.onnx --run $(DEMO)/run
+
+test: $(VENV)/installed
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/installed
+	$(BIN)/pytest
+
+lint: $(VENV)/installed
+	$(BIN)/python scripts/link_packages.py
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror runtime/native/*.cc runtime/native/*.h
+
+$(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE_SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist .venv
