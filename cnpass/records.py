@@ -1,0 +1,211 @@
+"""The JSON records that cnpass writes, as pydantic models; their JSON Schemas are generated from them.
+
+``python -m cnpass.records`` rewrites the schema files in ``cnpass/schemas``. A record changes its
+``schema`` number only when a reader of the older form could misunderstand it; new fields do not count.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Domain = Literal["analog", "digital"]
+Metric = Literal["top1", "agreement", "ser"]
+Count = Annotated[int, Field(ge=0)]
+Interval = Annotated[tuple[float, float], Field(description="low and high end")]
+
+
+class Frozen(BaseModel):
+    """A part of a record: immutable, and closed to fields it does not declare."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+class Record(Frozen):
+    """A whole JSON document, with the version of its schema."""
+
+    name: ClassVar[str]
+    schema_version: Literal[1] = Field(1, alias="schema", description="version of this record's schema")
+
+    def to_json(self) -> str:
+        """The record as indented JSON text, without a final newline."""
+        return self.model_dump_json(by_alias=True, indent=2)
+
+
+class ModelInfo(Frozen):
+    """The model that a record speaks of."""
+
+    path: str | None = Field(description="path as given; null for a model that was never a file")
+    sha256: str = Field(description="hash of the file and its external data")
+    opset: int = Field(description="version of the default operator domain")
+
+
+class DataInfo(Frozen):
+    """The data that a record speaks of."""
+
+    name: str = Field(description="where the data came from")
+    sha256: str = Field(description="hash of the arrays, after preprocessing")
+    notes: list[str] = Field(default=[], description="what was assumed or changed on the way")
+
+
+class Point(Frozen):
+    """Figures of one device model over many chips, in the record's metric."""
+
+    device: str = Field(description="name of the device model")
+    params: dict[str, float] = Field(description="parameters of the device model")
+    seed: int = Field(description="seed of the chips")
+    chips: int = Field(ge=2, description="number of chips")
+    mean: float
+    std: float = Field(description="sample standard deviation over chips (n - 1)")
+    ci95: Interval = Field(description="95 % confidence interval of the mean (Student t)")
+    min: float
+    p05: float = Field(description="5th percentile over chips (linear interpolation)")
+
+
+class NodeRecord(Frozen):
+    """One node of the model and where it runs; what a digital node has not is null."""
+
+    name: str
+    op_type: str
+    domain: Domain
+    reason: str = Field(description="why the node runs there")
+    weight: str | None = Field(None, description="name of the stored weight")
+    stream: int | None = Field(None, description="random stream of that weight's devices")
+    rows: Count | None = Field(None, description="crossbar rows (inputs per output) of one group")
+    cols: Count | None = Field(None, description="crossbar columns (outputs) of one group")
+    groups: Count | None = Field(None, description="independent matrices of that size")
+    tiles: Count | None = None
+    params: Count = Field(description="constant values that the node itself reads")
+    macs: Count | None = Field(None, description="per inference; null where shapes are not known")
+    adc_conversions: Count | None = Field(None, description="per inference; null where shapes are not known")
+
+
+class InspectTotals(Frozen):
+    """Sums over the nodes."""
+
+    analog: Count = Field(description="analog nodes")
+    digital: Count = Field(description="digital nodes")
+    params: Count
+    macs: Count | None = Field(description="per inference; null where a shape is not known")
+    analog_params: Count = Field(description="devices, each stored weight counted once")
+    analog_macs: Count | None
+    tile_rows: Count = Field(description="rows of a tile that the figures assume")
+    tile_cols: Count = Field(description="columns of a tile that the figures assume")
+    tiles: Count
+    cells_used: Count
+    cells: Count = Field(description="cells of all tiles")
+    utilisation: float = Field(ge=0, le=1, description="cells_used / cells; 0 without tiles")
+    adc_conversions: Count | None = Field(description="per inference")
+
+
+class InspectRecord(Record):
+    """What ``cnpass inspect`` found."""
+
+    name: ClassVar[str] = "inspect"
+    model: ModelInfo
+    nodes: list[NodeRecord]
+    totals: InspectTotals
+
+
+class EvaluateRecord(Record):
+    """What ``cnpass evaluate`` measured."""
+
+    name: ClassVar[str] = "evaluate"
+    model: ModelInfo
+    data: DataInfo
+    metric: Metric = Field(description="top1 and agreement: fractions; ser: signal-to-error ratio in dB")
+    n: int = Field(ge=1, description="samples")
+    clean: float = Field(description="the source model itself, in ONNX Runtime")
+    points: list[Point]
+    notes: list[str] = Field(default=[], description="how the figures were obtained, where not the usual way")
+    seconds: float = Field(ge=0)
+
+
+class SplitSizes(Frozen):
+    """Samples per split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+
+class BeforeAfter(Frozen):
+    """A figure of the model that came in and of the one that went out."""
+
+    before: float
+    after: float
+
+
+class Overhead(Frozen):
+    """Inserted digital nodes over the original model, as fractions."""
+
+    params: float = Field(ge=0)
+    macs: float | None = Field(description="null where a shape is not known")
+
+
+class Placement(Frozen):
+    """One compensated node."""
+
+    node: str
+    kind: str
+    ratio: float = Field(ge=0, description="filters of the generator over output channels")
+
+
+class Rung(Frozen):
+    """One step of the ladder of corrections, measured on validation data and chips."""
+
+    step: str
+    scope: Literal["agnostic", "per-chip"]
+    kept: bool
+    point: Point
+
+
+class OptimizeRecord(Record):
+    """What ``cnpass optimize`` did and what it brought, on test data and fresh chips."""
+
+    name: ClassVar[str] = "optimize"
+    input: str = Field(description="path of the model that came in")
+    output: str = Field(description="path of the model that went out")
+    metric: Metric
+    n: SplitSizes
+    clean: float = Field(description="the model that came in, without variation")
+    after_clean: float = Field(description="the model that went out, without variation")
+    before: Point
+    after: Point
+    retention: BeforeAfter = Field(description="mean under variation over the clean figure that came in")
+    overhead: Overhead
+    placement: list[Placement]
+    ladder: list[Rung]
+    recipe: dict[str, JsonValue]
+    hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
+    seeds: dict[str, int]
+    notes: list[str] = []
+    seconds: float = Field(ge=0)
+
+
+RECORDS: tuple[type[Record], ...] = (InspectRecord, EvaluateRecord, OptimizeRecord)
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+def schema_text(record: type[Record]) -> str:
+    """The JSON Schema of a record type, as the text of its file in ``cnpass/schemas``."""
+    schema = record.model_json_schema(by_alias=True, mode="serialization")
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"cnpass {record.name} record",
+    }
+    return json.dumps(head | {k: v for k, v in schema.items() if k not in head}, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for kind in RECORDS:
+        (SCHEMAS / f"{kind.name}.json").write_text(schema_text(kind), encoding="utf-8")
