@@ -1,0 +1,181 @@
+"""Recipes: the options of every verb, with defaults, ranges and help, declared here once.
+
+A recipe is read from and written to TOML with the names of the flags (``max-overhead = 0.05``). What a flag
+says wins over the recipe file, which wins over the default.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+
+from cnpass.errors import UsageError
+from cnpass.options import Assignments, Duration, Numbers
+
+Layout = Literal["nchw", "nhwc"]
+
+
+class Recipe(BaseModel):
+    """Options of one verb."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+    extendable: ClassVar[frozenset[str]] = frozenset()
+    """Options that may change between two runs in one folder: they add work, or say how it is done."""
+    verb: ClassVar[str]
+
+    @classmethod
+    def build(cls, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Self:
+        """Merge a recipe file and the flags that were given.
+
+        Args:
+            file: TOML file, or None.
+            flags: values by field name; None stands for a flag that was not given.
+
+        Raises:
+            UsageError: an option is unknown, or its value out of range; names the option and where it stands.
+        """
+        values = {} if file is None else cls._read(file)
+        given = {cls.flag(name): value for name, value in (flags or {}).items() if value is not None}
+        try:
+            return cls.model_validate(values | given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = str(first["loc"][0]) if first["loc"] else ""
+            where = f"option --{option}" if option in given or file is None else f"{file}: {option}"
+            reason = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                reason = f"'{cls.verb}' has no such option"
+            raise UsageError(f"{where}: {reason}") from error
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """The name of a field on the command line (without dashes) and in TOML."""
+        return name.replace("_", "-")
+
+    @classmethod
+    def _read(cls, file: Path) -> dict[str, Any]:
+        try:
+            return {cls.flag(k): v for k, v in tomllib.loads(file.read_text(encoding="utf-8")).items()}
+        except OSError as error:
+            raise UsageError(f"{file}: recipe cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file}: not a TOML recipe: {error}") from error
+
+    def to_toml(self) -> str:
+        """The recipe as TOML; options that are not set are left out."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value != {})
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: every option except those of ``extendable``."""
+        return self.model_dump(mode="json", by_alias=True, exclude=set(self.extendable))
+
+
+def _toml(value: Any) -> str:
+    """A JSON value in TOML; JSON's strings, numbers, lists and booleans are TOML as they are."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+class Preprocess(Recipe):
+    """How stored samples become what the model expects: ``(x * scale - mean) / std`` per channel."""
+
+    scale: Numbers = Field(
+        (1.0,), description="factor, applied first; one, or one per channel (1/255 is allowed)"
+    )
+    mean: Numbers = Field((0.0,), description="subtracted after scaling; one, or one per channel")
+    std: Numbers = Field((1.0,), description="divides at the end; one, or one per channel")
+    layout: Layout | None = Field(
+        None, description="image layout that the model expects; data are transposed to it"
+    )
+
+
+class DataRecipe(Preprocess):
+    """Where the data are, and how they become the model's input."""
+
+    data: str | None = Field(
+        None,
+        description="NPZ file, folder of .npy or idx files, or package.module:function "
+        "(default: MODEL's name with .npz, else random inputs)",
+    )
+
+
+class EvaluateRecipe(DataRecipe):
+    """Options of ``evaluate``."""
+
+    verb: ClassVar[str] = "evaluate"
+    extendable: ClassVar[frozenset[str]] = frozenset({"chips", "workers", "until_ci"})
+
+    device: str | None = Field(
+        None, description="device model (default: the mapped model's own, else lognormal)"
+    )
+    sigma: Numbers | None = Field(
+        None, description="its sigma; several give several points (default: 0.1,0.3,0.5)"
+    )
+    param: Assignments = Field(
+        {}, description="another parameter of the device model, NAME=VALUE; repeatable"
+    )
+    chips: int = Field(250, ge=2, le=1_000_000, description="simulated chips per point")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="seed of the chips (default: the model's own, else 0)"
+    )
+    limit: int | None = Field(None, ge=1, description="use only the first so many test samples")
+    until_ci: FiniteFloat | None = Field(
+        None,
+        gt=0,
+        description="stop a point early when its 95 % interval is at most this wide on either side",
+    )
+    workers: int | None = Field(None, ge=1, le=1024, description="processes (default: one per core)")
+
+
+class OptimizeRecipe(DataRecipe):
+    """Options of ``optimize``."""
+
+    verb: ClassVar[str] = "optimize"
+    extendable: ClassVar[frozenset[str]] = frozenset({"workers", "min_retention"})
+
+    device: str = Field("lognormal", description="device model to optimise for")
+    sigma: FiniteFloat | None = Field(None, ge=0, description="its sigma (default: the device model's)")
+    param: Assignments = Field(
+        {}, description="another parameter of the device model, NAME=VALUE; repeatable"
+    )
+    chips: int = Field(250, ge=2, le=1_000_000, description="fresh chips for the final figures")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of chips, training and search")
+    retrain: bool = Field(True, description="train the analog weights under variation")
+    compensation: bool = Field(True, description="add trained digital compensation")
+    epochs: int | None = Field(None, ge=1, description="training epochs (default: from the size of the data)")
+    budget: Duration | None = Field(
+        None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
+    )
+    trials: int = Field(8, ge=1, le=10_000, description="placements that the search tries")
+    max_overhead: FiniteFloat = Field(
+        0.05, ge=0, description="digital parameters and MACs allowed on top, as a fraction of the model's"
+    )
+    beta: FiniteFloat = Field(1e-3, ge=0, description="weight of the Lipschitz penalty")
+    k: FiniteFloat = Field(1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at")
+    min_retention: FiniteFloat | None = Field(
+        None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
+    )
+    workers: int | None = Field(
+        None, ge=1, le=1024, description="evaluation processes (default: one per core)"
+    )
+
+
+class InspectRecipe(Recipe):
+    """Options of ``inspect``."""
+
+    verb: ClassVar[str] = "inspect"
+
+    tile_rows: int = Field(256, ge=1, description="rows of a crossbar tile")
+    tile_cols: int = Field(256, ge=1, description="columns of a crossbar tile")
