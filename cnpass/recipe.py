@@ -100,6 +100,13 @@ class Preprocess(Recipe):
         None, description="image layout that the model expects; data are transposed to it"
     )
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Numbers) -> Numbers:
+        if 0 in std:
+            raise ValueError("a standard deviation of 0 cannot divide")
+        return std
+
 
 class DataRecipe(Preprocess):
     """Where the data are, and how they become the model's input."""
