@@ -1,0 +1,52 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from cnpass.errors import UsageError
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse an output path before any work is done for it.
+
+    Raises:
+        UsageError: the file exists and ``force`` is off, or its folder does not exist or cannot be written.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, not a file to write")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; --force overwrites it, -o names another file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} cannot be written")
+
+
+def write_text(path: Path, text: str, *, force: bool = True) -> None:
+    """Write UTF-8 text by way of a temporary file that is renamed into place.
+
+    Raises:
+        UsageError: as ``check_output``.
+        OSError: the disk is full or fails; nothing is left behind.
+    """
+    check_output(path, force=force)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
