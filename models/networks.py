@@ -1,0 +1,66 @@
+"""The networks of this folder, as plain `nn.Sequential` whose module names become the ONNX names."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+
+def vgg9() -> nn.Sequential:
+    """Build nine 3x3 convolutions in three blocks and one linear classifier, for 1x8x8 images.
+
+    There is no BatchNorm on purpose: it would hide the change of scale that analog variation brings, and
+    the point of this network is that nine layers of variation in a row are hard to survive.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = 1
+    widths = (16, 16, 16, 32, 32, 32, 32, 32, 32)
+    for number, width in enumerate(widths, start=1):
+        layers[f"conv{number}"] = nn.Conv2d(inputs, width, 3, padding=1)
+        layers[f"relu{number}"] = nn.ReLU()
+        inputs = width
+        if number in {3, 6}:
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(inputs * 2 * 2, 10)
+    return nn.Sequential(layers)
+
+
+def lenet5(channels: int, size: int) -> nn.Sequential:
+    """Build LeNet-5 with ReLU and max-pooling (LeCun et al., 1998, had tanh and subsampling).
+
+    Args:
+        channels: Image channels.
+        size: Image height and width: 28 (padded by two to the original's 32), 32, or 8, where 3x3 kernels
+            with padding replace the 5x5 ones so that two poolings still leave a 2x2 map.
+    """
+    kernel, pad1, pad2 = {28: (5, 2, 0), 32: (5, 0, 0), 8: (3, 1, 1)}[size]
+    after = size
+    for pad in (pad1, pad2):
+        after = (after + 2 * pad - kernel + 1) // 2
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, 6, kernel, padding=pad1),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, kernel, padding=pad2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * after * after, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, 10),
+        )
+    )
+
+
+def initialise(network: nn.Sequential, generator: torch.Generator) -> None:
+    """Draw weights after He et al. (2015), which nine layers without normalisation need; zero the biases."""
+    for module in network:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(module.bias)
