@@ -1,0 +1,79 @@
+"""Data that fit a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one part of the data.
+
+    Attributes:
+        inputs: by input name, arrays ``[N, ...]`` in the type and shape of the model's inputs.
+        y: class numbers ``[N]``, or None without labels.
+    """
+
+    inputs: Mapping[str, Array]
+    y: Labels | None = None
+
+    @property
+    def x(self) -> Array:
+        """The samples of the first input, which of most models is the only one."""
+        return next(iter(self.inputs.values()))
+
+    def __len__(self) -> int:
+        return len(self.x) if self.inputs else 0
+
+    def take(self, index: slice | npt.NDArray[np.integer]) -> Split:
+        """The samples of an index."""
+        return Split({k: v[index] for k, v in self.inputs.items()}, None if self.y is None else self.y[index])
+
+
+EMPTY = Split({})
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The parts of a set of data. A part that was not asked for, or is not there, is empty.
+
+    Attributes:
+        name: where the data came from.
+        notes: what was assumed or changed, one sentence each.
+        random: whether these are random inputs, since no data were given.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    name: str
+    notes: tuple[str, ...] = ()
+    random: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the samples have labels."""
+        return any(split.y is not None for split in (self.train, self.val, self.test))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over all arrays: names, types, shapes and values."""
+        digest = hashlib.sha256()
+        for part in ("train", "val", "test"):
+            split: Split = getattr(self, part)
+            arrays = {f"x.{name}": x for name, x in split.inputs.items()}
+            if split.y is not None:
+                arrays["y"] = split.y
+            for name, array in arrays.items():
+                digest.update(f"{part}.{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""What a model says of its inputs and outputs, and random inputs made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from cnpass.data.dataset import Array, Dataset, Split
+from cnpass.errors import DataError, ModelError
+
+RANDOM_SAMPLES = {"train": 1024, "val": 256, "test": 256}
+RANDOM_NOTE = (
+    "no data given, so random inputs: figures say how far outputs move, not how accurate the model is"
+)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A model input that needs data: not one that an initializer gives a default.
+
+    Attributes:
+        shape: sizes, batch first, None where not fixed; None as a whole where the model gives no shape.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def sample(self) -> tuple[int | None, ...] | None:
+        """Shape of one sample: that of the input without its batch dimension."""
+        return None if self.shape is None else self.shape[1:]
+
+
+def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
+    """The inputs that need data, in the model's order.
+
+    Raises:
+        ModelError: there is none, or one is no tensor of numbers or has no batch dimension.
+    """
+    given = {tensor.name for tensor in proto.graph.initializer}
+    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    specs = [_spec(value) for value in proto.graph.input if value.name not in given]
+    if not specs:
+        raise ModelError("the model has no inputs, so there is nothing to feed data to")
+    return specs
+
+
+def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+        raise ModelError(f"input '{value.name}' is no tensor of numbers; such models are not supported")
+    tensor = value.type.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(_size(dim) for dim in tensor.shape.dim)
+        if not shape:
+            raise ModelError(f"input '{value.name}' is a scalar; every input needs a batch dimension first")
+    return InputSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else None
+
+
+def class_count(proto: onnx.ModelProto) -> int | None:
+    """Number of classes, where the first output is declared as ``[batch, classes, 1...]``; else None."""
+    if not proto.graph.output:
+        return None
+    tensor = proto.graph.output[0].type.tensor_type
+    sizes = [_size(dim) for dim in tensor.shape.dim] if tensor.HasField("shape") else []
+    if len(sizes) < 2 or any(size != 1 for size in sizes[2:]):
+        return None
+    return sizes[1]
+
+
+def random_dataset(specs: list[InputSpec], seed: int = 0) -> Dataset:
+    """Random samples without labels: standard normal numbers, or zeros and ones for integer inputs.
+
+    Raises:
+        DataError: the shape of a sample is not fixed.
+    """
+    generator = np.random.default_rng(seed)
+    train, val, test = (
+        Split({spec.name: _draw(spec, count, generator) for spec in specs})
+        for count in RANDOM_SAMPLES.values()
+    )
+    return Dataset(train, val, test, name=f"random inputs (seed {seed})", notes=(RANDOM_NOTE,), random=True)
+
+
+def _draw(spec: InputSpec, count: int, generator: np.random.Generator) -> Array:
+    sizes = [size for size in spec.sample or (None,) if size is not None]
+    if spec.sample is None or len(sizes) != len(spec.sample):
+        raise DataError(
+            f"input '{spec.name}' has no fixed shape, so random inputs cannot be made; give --data"
+        )
+    drawn: npt.NDArray[np.generic]
+    if np.issubdtype(spec.dtype, np.integer) or spec.dtype == np.bool_:
+        drawn = generator.integers(0, 2, (count, *sizes))
+    else:
+        drawn = generator.standard_normal((count, *sizes))
+    return drawn.astype(spec.dtype)

@@ -1,0 +1,88 @@
+"""Recipes: precedence, TOML round trip, ranges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cnpass.errors import UsageError
+from cnpass.recipe import EvaluateRecipe, InspectRecipe, OptimizeRecipe, Recipe
+
+
+def test_flag_wins_over_file_wins_over_default(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text("chips = 40\nseed = 3\n")
+    recipe = EvaluateRecipe.build(file, {"chips": 50, "seed": None})
+    assert (recipe.chips, recipe.seed, recipe.limit) == (50, 3, None)
+
+
+@pytest.mark.parametrize("name", ["max-overhead", "max_overhead"])
+def test_names_in_files(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(f"{name} = 0.2\n")
+    assert OptimizeRecipe.build(file).max_overhead == 0.2
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        InspectRecipe(),
+        EvaluateRecipe.build(None, {"sigma": "0.1,0.3", "param": ["nu=0.05", "t=1/4"], "scale": "1/255"}),
+        OptimizeRecipe.build(None, {"budget": "5m", "retrain": False, "data": 'odd "name" \\ é.npz'}),
+    ],
+)
+def test_toml_round_trip(tmp_path: Path, recipe: Recipe) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(recipe.to_toml(), encoding="utf-8")
+    assert type(recipe).build(file) == recipe
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"chips": 1}, "option --chips: Input should be greater than or equal to 2"),
+        ({"seed": -1}, "option --seed: "),
+        ({"sigma": "0.1,x"}, "option --sigma: "),
+        ({"sigma": "0.1,inf"}, "option --sigma: "),
+        ({"scale": "1/0"}, "option --scale: "),
+        ({"std": "0"}, "option --std: a standard deviation of 0 cannot divide"),
+        ({"param": ["sigma"]}, "option --param: 'sigma' is not NAME=VALUE"),
+        ({"layout": "chw"}, "option --layout: Input should be 'nchw' or 'nhwc'"),
+        ({"until_ci": 0.0}, "option --until-ci: "),
+    ],
+)
+def test_bad_flags(flags: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        EvaluateRecipe.build(None, flags)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("chips = 1", "r.toml: chips: Input should be"),
+        ("colour = 1", "r.toml: colour: 'evaluate' has no such option"),
+        ("chips =", "r.toml: not a TOML recipe"),
+        ("chips = '\xff'", "r.toml: not a TOML recipe"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError) as error:
+        EvaluateRecipe.build(file)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        EvaluateRecipe.build(tmp_path / "none.toml")
+
+
+def test_identity_leaves_out_what_only_adds_work() -> None:
+    short, long = (EvaluateRecipe.build(None, {"chips": n, "workers": n}) for n in (2, 3))
+    assert short.identity() == long.identity()
+    assert short.identity() != EvaluateRecipe.build(None, {"std": 2}).identity()
