@@ -1,0 +1,77 @@
+"""The device models that analog nodes can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cnpass.errors import ModelError, UsageError
+from cnpass.runtime.devices.base import DeviceDescription, DeviceModel, Draws, FieldDescription
+from cnpass.runtime.devices.lognormal import LogNormal
+from cnpass.runtime.ops import PROGRAMMED
+
+_DEVICES: dict[str, type[DeviceModel]] = {device.name: device for device in (LogNormal,)}
+
+
+def device_names() -> list[str]:
+    """Names of all device models."""
+    return list(_DEVICES)
+
+
+def get_device(name: str) -> type[DeviceModel]:
+    """The device model of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return _DEVICES[name]
+    except KeyError:
+        raise UsageError(f"device {name!r} is unknown; known are {', '.join(_DEVICES)}") from None
+
+
+def make_device(name: str, **parameters: float) -> DeviceModel:
+    """A device model with parameters; those not given keep their default.
+
+    Raises:
+        UsageError: name or parameter is unknown, or a value is out of range.
+    """
+    try:
+        return get_device(name)(**parameters)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"device {name!r}, parameter {where!r}: {first['msg'].lower()}") from None
+
+
+def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
+    """The device model that an analog node's attributes name; None if its weight is programmed upstream.
+
+    Raises:
+        ModelError: `device` or one of the model's parameters is not there.
+        UsageError: see `make_device`.
+    """
+    name = attributes.get("device")
+    if name is None:
+        raise ModelError("attribute 'device' is missing")
+    if name == PROGRAMMED:
+        return None
+    parameters = make_device(name).attributes()
+    if missing := [parameter for parameter in parameters if parameter not in attributes]:
+        raise ModelError(f"device {name!r} needs attribute {missing[0]!r}")
+    return make_device(name, **{parameter: attributes[parameter] for parameter in parameters})
+
+
+__all__ = [
+    "DeviceDescription",
+    "DeviceModel",
+    "Draws",
+    "FieldDescription",
+    "LogNormal",
+    "device_from_attributes",
+    "device_names",
+    "get_device",
+    "make_device",
+]

@@ -1,0 +1,86 @@
+"""The op contract in constants: domain, op names, attribute and metadata keys, ranges (docs/ops.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+DOMAIN = "ai.cnpass"
+VERSION = 1
+ANALOG_CONV = "AnalogConv"
+ANALOG_MATMUL = "AnalogMatMul"
+
+PROGRAMMED = "programmed"
+"""Value of the attribute `device` for a weight that a node upstream has programmed already."""
+
+WEIGHT_PERM = "weight_perm"
+"""Optional attribute: the op computes with the programmed weight transposed by it."""
+
+CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+"""The attributes that AnalogConv shares with Conv."""
+
+IDEAL_CHIP = -1
+"""The chip without variation: nominal weights."""
+
+MAX_CHIP = 2**32 - 2
+MAX_STREAM = 2**24 - 1
+MAX_COPY = 2**16 - 1
+
+CHIP_INPUT = "chip"
+"""Name of the graph input that selects the chip, unless the model has that name already."""
+
+META_VERSION = "cnpass.version"
+META_CHIP_INPUT = "cnpass.chip_input"
+META_FIRST_SAMPLE_INPUT = "cnpass.first_sample_input"
+
+META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no password)
+META_NAME = "cnpass.name"
+META_OP_TYPE = "cnpass.op_type"
+META_SOURCE = "cnpass.source"
+META_ROLE = "cnpass.role"
+ROLE_ANALOG = "analog"
+ROLE_DIGITAL = "digital"
+ROLE_COMPENSATION = "compensation"
+
+
+class Purpose(IntEnum):
+    """What a random number is for; the top byte of the last Philox counter word."""
+
+    PROGRAMMING = 0
+    FAULTS = 1
+    DRIFT_EXPONENT = 2
+    SECOND_DEVICE = 3
+    READ_NOISE = 8
+
+
+def explicit_conv_attributes(attributes: Mapping[str, Any], kernel_shape: Sequence[int]) -> dict[str, Any]:
+    """Conv's attributes with every default written out.
+
+    Nodes that carry the same set of attributes can share one function body in every runtime
+    (`cnpass.runtime.bodies`), so the pass that writes AnalogConv writes these.
+
+    Args:
+        attributes: attributes of a Conv or AnalogConv node; others than Conv's are ignored.
+        kernel_shape: spatial shape of the weight that the op computes with.
+
+    Returns:
+        `dilations`, `group`, `kernel_shape`, `strides`, and `pads`; in place of `pads` the attribute
+        `auto_pad` where that is SAME_UPPER or SAME_LOWER, because those depend on the input's shape.
+    """
+    rank = len(kernel_shape)
+    auto_pad = attributes.get("auto_pad", "NOTSET")
+    if isinstance(auto_pad, bytes):
+        auto_pad = auto_pad.decode()
+    explicit: dict[str, Any] = {
+        "dilations": list(attributes.get("dilations") or [1] * rank),
+        "group": int(attributes.get("group", 1)),
+        "kernel_shape": list(kernel_shape),
+        "strides": list(attributes.get("strides") or [1] * rank),
+    }
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        explicit["auto_pad"] = auto_pad
+    else:
+        pads = attributes.get("pads") if auto_pad == "NOTSET" else None
+        explicit["pads"] = list(pads or [0] * (2 * rank))
+    return explicit
