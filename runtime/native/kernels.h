@@ -1,0 +1,78 @@
+// The inner loops, compiled once per instruction set and chosen at run time.
+//
+// The files that implement these tables see only plain pointers and sizes: a template or inline function of
+// the standard library in them could be emitted for AVX-512 and then be picked by the linker for everyone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cnpass {
+
+// What random numbers depend on besides the element's index: the words of Philox' key and counter.
+struct Draws {
+  uint64_t seed;
+  uint32_t chip;
+  uint32_t stream;   // < 2^24
+  uint32_t purpose;  // < 2^8
+  uint32_t copy;     // < 2^16
+};
+
+// The same bits on every instruction set, and as runtime/philox.py and runtime/devices.
+struct RandomKernels {
+  // Standard normals of elements first, first + 1, ...
+  void (*normals)(const Draws& draws, uint64_t first, size_t count, float* out);
+  // out = weight * exp(sigma * normal), for elements first, first + 1, ...
+  void (*lognormal)(const Draws& draws, uint64_t first, size_t count, float sigma, const float* weight,
+                    float* out);
+};
+
+// Values of one sum that are added up before the sum so far is touched. Part of the numerics: an output is
+// ((block 0) + block 1) + ..., whatever the batch, the threads or the instruction set.
+constexpr int64_t kDepthBlock = 256;
+
+// Columns of an implicit im2col matrix: column n is output position n, counted through all images; row k is
+// tap k.
+struct Patches {
+  const float* input;    // what a tap of offset 0 reads for the first position
+  int64_t readable;      // floats that may be read from `input` on
+  const int64_t* taps;   // offsets of the taps
+  int64_t image_stride;  // floats between images
+  int64_t size[3];       // output positions along each axis
+  int64_t step[3];       // floats between neighbouring positions along each axis
+};
+
+// The same bits for any split of rows or columns, not the same on every instruction set.
+struct MatrixKernels {
+  int64_t tile_rows;     // rows of a full panel of the left operand
+  int64_t tile_columns;  // columns of a panel of the right operand; the last one is filled up
+
+  // Panels of up to tile_rows rows, each [depth][rows of the panel], from rows of `stride` floats.
+  void (*pack_rows)(const float* source, int64_t stride, int64_t rows, int64_t depth, float* out);
+  // Panels of tile_columns columns, each [depth][tile_columns], from taps first_tap, first_tap + 1, ...
+  // Leaves the columns that fill up the last panel as they are, or writes something into them; writes up to
+  // tile_columns floats past it.
+  void (*pack_patches)(const Patches& patches, int64_t column, int64_t columns, int64_t first_tap,
+                       int64_t depth, float* out);
+  // c (+)= a b for packed a and b; writes whole panels of columns.
+  void (*multiply)(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
+                   bool accumulate, float* c, int64_t c_stride);
+  // out[i] = bias + sum over k of weights[k] * input[taps[k] + i * step]. At step 1 it reads
+  // and writes up to kSlack values more than `count`.
+  void (*correlate)(const float* input, const int64_t* taps, const float* weights, int64_t depth,
+                    int64_t step, int64_t count, float bias, float* out);
+};
+
+constexpr int64_t kSlack = 64;  // at least tile_columns of every instruction set
+
+struct Kernels {
+  const char* name;
+  const RandomKernels& random;
+  const MatrixKernels& matrix;
+};
+
+// The kernels for this machine, or for the lower instruction set that CNPASS_ISA (v1, v3, v4) asks for.
+// Throws Error if that asks for something unknown.
+const Kernels& kernels();
+
+}  // namespace cnpass

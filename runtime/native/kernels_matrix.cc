@@ -1,0 +1,224 @@
+// Packing and multiplication. Compiled once per instruction set, with CNPASS_LEVEL naming it, CNPASS_VECTOR
+// the floats of a vector and CNPASS_ROWS the rows of a tile; a * b + c is contracted where the machine can.
+#include <string.h>
+
+#include "kernels.h"
+
+namespace cnpass {
+namespace CNPASS_LEVEL {
+namespace {
+
+constexpr int kVector = CNPASS_VECTOR;
+constexpr int kRows = CNPASS_ROWS;
+constexpr int kColumns = 2 * kVector;
+static_assert(kColumns <= kSlack, "kSlack is too small");
+
+typedef float Vector __attribute__((vector_size(4 * kVector)));
+
+inline Vector load(const float* source) {
+  Vector value;
+  memcpy(&value, source, sizeof value);
+  return value;
+}
+
+inline void store(float* target, Vector value) {
+  memcpy(target, &value, sizeof value);
+}
+
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// One tile of the product, its sums in registers.
+template <int kTile>
+void multiply_tile(int64_t depth, const float* a, const float* b, bool accumulate, float* c,
+                   int64_t c_stride) {
+  Vector sums[kTile][2];
+  for (int i = 0; i < kTile; ++i) sums[i][0] = sums[i][1] = Vector{};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vector b0 = load(b);
+    const Vector b1 = load(b + kVector);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) {
+      sums[i][0] += a[i] * b0;
+      sums[i][1] += a[i] * b1;
+    }
+    a += kTile;
+    b += kColumns;
+  }
+  for (int i = 0; i < kTile; ++i) {
+    float* row = c + i * c_stride;
+    store(row, accumulate ? load(row) + sums[i][0] : sums[i][0]);
+    store(row + kVector, accumulate ? load(row + kVector) + sums[i][1] : sums[i][1]);
+  }
+}
+
+using MultiplyTile = void (*)(int64_t, const float*, const float*, bool, float*, int64_t);
+
+template <int kTile = kRows>
+MultiplyTile tile_of(int64_t rows) {
+  if constexpr (kTile == 1) {
+    return multiply_tile<1>;
+  } else {
+    return rows == kTile ? multiply_tile<kTile> : tile_of<kTile - 1>(rows);
+  }
+}
+
+void multiply(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth, bool accumulate,
+              float* c, int64_t c_stride) {
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t height = smaller(kRows, rows - row);
+    const MultiplyTile tile = tile_of(height);
+    for (int64_t column = 0; column < columns; column += kColumns) {
+      tile(depth, a + row * depth, b + column * depth, accumulate, c + row * c_stride + column, c_stride);
+    }
+  }
+}
+
+void pack_rows(const float* source, int64_t stride, int64_t rows, int64_t depth, float* out) {
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t height = smaller(kRows, rows - row);
+    for (int64_t i = 0; i < height; ++i) {
+      const float* from = source + (row + i) * stride;
+      for (int64_t k = 0; k < depth; ++k) out[k * height + i] = from[k];
+    }
+    out += height * depth;
+  }
+}
+
+// Columns of one panel whose values lie at equal distances in the input.
+struct Run {
+  int64_t source;  // offset of the first value at a tap of offset 0
+  int64_t first;   // column in the panel
+  int64_t length;
+};
+
+int split_into_runs(const Patches& p, int64_t column, int64_t columns, Run* runs) {
+  const int64_t row = p.size[2];
+  const int64_t plane = p.size[1] * row;
+  const int64_t image = p.size[0] * plane;
+  int count = 0;
+  for (int64_t done = 0; done < columns; ++count) {
+    const int64_t position = (column + done) % image;
+    const int64_t x = position % row;
+    runs[count].source = (column + done) / image * p.image_stride + position / plane * p.step[0] +
+                         position % plane / row * p.step[1] + x * p.step[2];
+    runs[count].first = done;
+    runs[count].length = smaller(row - x, columns - done);
+    done += runs[count].length;
+  }
+  return count;
+}
+
+// Copies kWidth floats per run, which is at least its length, left to right: what one run writes too much is
+// overwritten by the next one, or by the next row.
+template <int64_t kWidth>
+void copy_runs(const Patches& p, const Run* runs, int count, const int64_t* taps, int64_t depth, float* out) {
+  for (int64_t k = 0; k < depth; ++k, out += kColumns) {
+    const float* source = p.input + taps[k];
+    for (int i = 0; i < count; ++i) {
+      memcpy(out + runs[i].first, source + runs[i].source, kWidth * sizeof(float));
+    }
+  }
+}
+
+void gather_runs(const Patches& p, const Run* runs, int count, const int64_t* taps, int64_t depth,
+                 float* out) {
+  const int64_t step = p.step[2];
+  for (int64_t k = 0; k < depth; ++k, out += kColumns) {
+    int64_t column = 0;
+    for (int i = 0; i < count; ++i) {
+      const float* source = p.input + taps[k] + runs[i].source;
+      for (int64_t j = 0; j < runs[i].length; ++j) out[column++] = source[j * step];
+    }
+  }
+}
+
+void pack_patches(const Patches& p, int64_t column, int64_t columns, int64_t first_tap, int64_t depth,
+                  float* out) {
+  const int64_t* taps = p.taps + first_tap;
+  int64_t reach = 0;
+  for (int64_t k = 0; k < depth; ++k) reach = taps[k] > reach ? taps[k] : reach;
+  for (int64_t done = 0; done < columns; done += kColumns, out += kColumns * depth) {
+    Run runs[kColumns];
+    const int64_t width = smaller(kColumns, columns - done);
+    const int count = split_into_runs(p, column + done, width, runs);
+    int64_t longest = 0;
+    int64_t end = 0;
+    for (int i = 0; i < count; ++i) {
+      longest = runs[i].length > longest ? runs[i].length : longest;
+      end = runs[i].source + reach > end ? runs[i].source + reach : end;
+    }
+    if (p.step[2] != 1 || end + kColumns > p.readable) {
+      gather_runs(p, runs, count, taps, depth, out);
+    } else if (longest <= 4) {
+      copy_runs<4>(p, runs, count, taps, depth, out);
+    } else if (longest <= 8 || kColumns == 8) {
+      copy_runs<8>(p, runs, count, taps, depth, out);
+    } else if (longest <= 16 || kColumns == 16) {
+      copy_runs<16>(p, runs, count, taps, depth, out);
+    } else {
+      copy_runs<32>(p, runs, count, taps, depth, out);
+    }
+  }
+}
+
+// kWidth vectors of sums at once, at step 1.
+template <int kWidth>
+void correlate_vectors(const float* input, const int64_t* taps, const float* weights, int64_t depth,
+                       float bias, float* out) {
+  Vector total[kWidth];
+  for (int i = 0; i < kWidth; ++i) total[i] = Vector{};
+  for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock) {
+    Vector sums[kWidth];
+    for (int i = 0; i < kWidth; ++i) sums[i] = Vector{};
+    const int64_t end = smaller(depth, k0 + kDepthBlock);
+    for (int64_t k = k0; k < end; ++k) {
+      const float* source = input + taps[k];
+      for (int i = 0; i < kWidth; ++i) sums[i] += weights[k] * load(source + i * kVector);
+    }
+    for (int i = 0; i < kWidth; ++i) total[i] += sums[i];
+  }
+  for (int i = 0; i < kWidth; ++i) store(out + i * kVector, total[i] + bias);
+}
+
+// `lanes` sums at once, at any step.
+inline __attribute__((always_inline)) void correlate_lanes(const float* input, const int64_t* taps,
+                                                           const float* weights, int64_t depth, int64_t step,
+                                                           int64_t lanes, float bias, float* out) {
+  float total[kVector] = {};
+  for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock) {
+    float sums[kVector] = {};
+    const int64_t end = smaller(depth, k0 + kDepthBlock);
+    for (int64_t k = k0; k < end; ++k) {
+      const float* source = input + taps[k];
+      for (int64_t i = 0; i < lanes; ++i) sums[i] += weights[k] * source[i * step];
+    }
+    for (int64_t i = 0; i < lanes; ++i) total[i] += sums[i];
+  }
+  for (int64_t i = 0; i < lanes; ++i) out[i] = total[i] + bias;
+}
+
+void correlate(const float* input, const int64_t* taps, const float* weights, int64_t depth, int64_t step,
+               int64_t count, float bias, float* out) {
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + 3 * kVector < count; i += 4 * kVector) {
+      correlate_vectors<4>(input + i, taps, weights, depth, bias, out + i);
+    }
+    for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
+    return;
+  }
+  for (; i + kVector <= count; i += kVector) {
+    correlate_lanes(input + i * step, taps, weights, depth, step, kVector, bias, out + i);
+  }
+  if (i < count) correlate_lanes(input + i * step, taps, weights, depth, step, count - i, bias, out + i);
+}
+
+}  // namespace
+
+extern const MatrixKernels kMatrix;
+const MatrixKernels kMatrix = {kRows, kColumns, pack_rows, pack_patches, multiply, correlate};
+
+}  // namespace CNPASS_LEVEL
+}  // namespace cnpass

@@ -1,0 +1,164 @@
+// Philox4x32-10, Box-Muller and the device formulas. Compiled once per instruction set, with CNPASS_LEVEL
+// naming it, and without contraction of a * b + c: every level, NumPy and torch give the same bits.
+//
+// The polynomials are those of the Cephes library (S. Moshier) for float32.
+#include <string.h>
+
+#include "kernels.h"
+
+namespace cnpass {
+namespace CNPASS_LEVEL {
+namespace {
+
+constexpr int kLanes = 16;          // Philox blocks computed side by side
+constexpr int kGroup = 4 * kLanes;  // normals made from them
+
+inline float as_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// The four words of blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy as 1,
+// 2, 3").
+inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t x[4][kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    x[0][i] = static_cast<uint32_t>(block + i);
+    x[1][i] = draws.copy << 16 | static_cast<uint32_t>((block + i) >> 32);
+    x[2][i] = draws.chip;
+    x[3][i] = draws.purpose << 24 | draws.stream;
+  }
+  uint32_t key0 = static_cast<uint32_t>(draws.seed);
+  uint32_t key1 = static_cast<uint32_t>(draws.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < kLanes; ++i) {
+      const uint64_t p0 = uint64_t{0xD2511F53u} * x[0][i];
+      const uint64_t p1 = uint64_t{0xCD9E8D57u} * x[2][i];
+      x[0][i] = static_cast<uint32_t>(p1 >> 32) ^ x[1][i] ^ key0;
+      x[2][i] = static_cast<uint32_t>(p0 >> 32) ^ x[3][i] ^ key1;
+      x[1][i] = static_cast<uint32_t>(p1);
+      x[3][i] = static_cast<uint32_t>(p0);
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+// Natural logarithm of a positive, normal number.
+inline __attribute__((always_inline)) float log_of(float u) {
+  constexpr uint32_t kSqrtHalf =
+      0x3f3504f3u;  // bits of sqrt(1/2): the mantissa is brought to [sqrt(1/2), sqrt(2))
+  const uint32_t bits = as_bits(u) - kSqrtHalf;
+  const float exponent = static_cast<float>(static_cast<int32_t>(bits) >> 23);
+  const float x = as_float((bits & 0x007fffffu) + kSqrtHalf) - 1.0f;
+  const float z = x * x;
+  float p = 7.0376836292E-2f;
+  p = p * x + -1.1514610310E-1f;
+  p = p * x + 1.1676998740E-1f;
+  p = p * x + -1.2420140846E-1f;
+  p = p * x + 1.4249322787E-1f;
+  p = p * x + -1.6668057665E-1f;
+  p = p * x + 2.0000714765E-1f;
+  p = p * x + -2.4999993993E-1f;
+  p = p * x + 3.3333331174E-1f;
+  float y = x * z * p;
+  y = y + exponent * -2.12194440e-4f;
+  y = y + -0.5f * z;
+  return x + y + exponent * 0.693359375f;
+}
+
+// e to the power of x, for |x| below 87.
+inline __attribute__((always_inline)) float exp_of(float x) {
+  const float n = x * 1.44269504088896341f;
+  const int32_t exponent = static_cast<int32_t>(n + (n >= 0.0f ? 0.5f : -0.5f));
+  const float f = static_cast<float>(exponent);
+  x = x - f * 0.693359375f;
+  x = x - f * -2.12194440e-4f;
+  const float z = x * x;
+  float p = 1.9875691500E-4f;
+  p = p * x + 1.3981999507E-3f;
+  p = p * x + 8.3334519073E-3f;
+  p = p * x + 4.1665795894E-2f;
+  p = p * x + 1.6666665459E-1f;
+  p = p * x + 5.0000001201E-1f;
+  return (p * z + x + 1.0f) * as_float(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+// Box-Muller: one radius word and one angle word give two normals.
+inline __attribute__((always_inline)) void box_muller(const uint32_t* radius, const uint32_t* angle,
+                                                      float* first, float* second) {
+  for (int i = 0; i < kLanes; ++i) {
+    // 23 bits at the middle of their interval: u lies in (0, 1), never on an end.
+    const float u = static_cast<float>(static_cast<int32_t>(radius[i] >> 9)) * 1.1920928955078125e-7f +
+                    5.9604644775390625e-8f;
+    const float r = __builtin_sqrtf(-2.0f * log_of(u));
+    // Two bits choose the quadrant, 24 the angle y in [-pi/4, pi/4) within it.
+    const uint32_t quadrant = angle[i] >> 30;
+    const float t =
+        static_cast<float>(static_cast<int32_t>((angle[i] >> 6) & 0xffffffu)) * 5.9604644775390625e-8f - 0.5f;
+    const float y = t * 1.5707963267948966f;
+    const float z = y * y;
+    const float sine = ((-1.9515295891E-4f * z + 8.3321608736E-3f) * z + -1.6666654611E-1f) * z * y + y;
+    const float cosine =
+        ((2.443315711809948E-5f * z + -1.388731625493765E-3f) * z + 4.166664568298827E-2f) * z * z +
+        -0.5f * z + 1.0f;
+    const float s = (quadrant & 1u) != 0 ? cosine : sine;
+    const float c = (quadrant & 1u) != 0 ? sine : cosine;
+    first[i] = r * as_float(as_bits(c) ^ ((quadrant + 1u) & 2u) << 30);
+    second[i] = r * as_float(as_bits(s) ^ (quadrant & 2u) << 30);
+  }
+}
+
+// The normals of elements kGroup * group, ..., kGroup * group + kGroup - 1.
+inline __attribute__((always_inline)) void fill_group(const Draws& draws, uint64_t group,
+                                                      float* __restrict out) {
+  uint32_t x[4][kLanes];
+  philox(draws, group * kLanes, x);
+  box_muller(x[0], x[1], out, out + kLanes);
+  box_muller(x[2], x[3], out + 2 * kLanes, out + 3 * kLanes);
+}
+
+// Calls use(normals, i, n) for consecutive pieces of n <= kGroup elements, element `first` being at i = 0.
+template <class Use>
+inline __attribute__((always_inline)) void for_groups(const Draws& draws, uint64_t first, size_t count,
+                                                      const Use& use) {
+  alignas(64) float group[kGroup];
+  for (size_t i = 0; i < count;) {
+    const size_t skip = (first + i) % kGroup;
+    const size_t left = count - i;
+    const size_t n = left < kGroup - skip ? left : kGroup - skip;
+    fill_group(draws, (first + i) / kGroup, group);
+    use(group + skip, i, n);
+    i += n;
+  }
+}
+
+void normals(const Draws& draws, uint64_t first, size_t count, float* out) {
+  for_groups(draws, first, count,
+             [=](const float* normal, size_t i, size_t n) { memcpy(out + i, normal, n * sizeof *out); });
+}
+
+void lognormal(const Draws& draws, uint64_t first, size_t count, float sigma, const float* weight,
+               float* out) {
+  for_groups(draws, first, count, [=](const float* __restrict normal, size_t i, size_t n) {
+    if (n == kGroup) {  // a constant number of elements, for the vectoriser
+      for (size_t k = 0; k < kGroup; ++k) out[i + k] = weight[i + k] * exp_of(sigma * normal[k]);
+    } else {
+      for (size_t k = 0; k < n; ++k) out[i + k] = weight[i + k] * exp_of(sigma * normal[k]);
+    }
+  });
+}
+
+}  // namespace
+
+extern const RandomKernels kRandom;
+const RandomKernels kRandom = {normals, lognormal};
+
+}  // namespace CNPASS_LEVEL
+}  // namespace cnpass

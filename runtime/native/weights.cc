@@ -1,0 +1,172 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace cnpass {
+
+namespace {
+
+constexpr int64_t kMaxStream = (int64_t{1} << 24) - 1;
+constexpr int64_t kMaxChip = (int64_t{1} << 32) - 2;
+constexpr int64_t kMaxElements = int64_t{1} << 50;  // 2^48 blocks of four random words
+constexpr int64_t kProgrammedAtOnce = 1 << 14;      // elements per unit of parallel work
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+template <class T, class Visit>
+void for_depth_blocks(const T& matrix, const Visit& visit) {
+  for (int64_t first = 0; first < matrix.depth; first += kDepthBlock) {
+    visit(first, std::min(kDepthBlock, matrix.depth - first));
+  }
+}
+
+}  // namespace
+
+void pack_left(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed) {
+  const int64_t tile = kernels().matrix.tile_rows;
+  const int64_t panels = divide_up(matrix.rows, tile);
+  float* out = packed->reserve(matrix.groups * matrix.rows * matrix.depth);
+  call.parallel_for(matrix.groups * panels, [&](int64_t i) {
+    const int64_t group = i / panels;
+    const int64_t row = i % panels * tile;
+    const int64_t height = std::min(tile, matrix.rows - row);
+    const float* source = weight + group * matrix.group_stride + row * matrix.row_stride;
+    for_depth_blocks(matrix, [&](int64_t first, int64_t depth) {
+      float* target = out + (group * matrix.depth + first) * matrix.rows + row * depth;
+      for (int64_t k = 0; k < depth; ++k) {
+        const float* values = source + matrix.depth_offsets[first + k];
+        for (int64_t r = 0; r < height; ++r) *target++ = values[r * matrix.row_stride];
+      }
+    });
+  });
+}
+
+void pack_right(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed) {
+  const int64_t tile = kernels().matrix.tile_columns;
+  const int64_t panels = divide_up(matrix.rows, tile);
+  float* out = packed->reserve(checked_madd(panels * tile, matrix.depth, 0));
+  call.parallel_for(panels, [&](int64_t panel) {
+    const int64_t row = panel * tile;
+    const int64_t width = std::min(tile, matrix.rows - row);
+    const float* source = weight + row * matrix.row_stride;
+    for_depth_blocks(matrix, [&](int64_t first, int64_t depth) {
+      float* target = out + first * panels * tile + row * depth;
+      const int64_t* offsets = matrix.depth_offsets.data() + first;
+      if (matrix.row_stride == 1) {
+        for (int64_t k = 0; k < depth; ++k) {
+          std::memcpy(target + k * tile, source + offsets[k], static_cast<size_t>(width) * sizeof(float));
+        }
+      } else {  // along the depth, which is then what lies together in memory
+        for (int64_t r = 0; r < width; ++r) {
+          const float* values = source + r * matrix.row_stride;
+          for (int64_t k = 0; k < depth; ++k) target[k * tile + r] = values[offsets[k]];
+        }
+      }
+      for (int64_t k = 0; k < depth; ++k) std::fill(target + k * tile + width, target + (k + 1) * tile, 0.0f);
+    });
+  });
+}
+
+void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed) {
+  float* out = packed->reserve(matrix.groups * matrix.rows * matrix.depth);
+  call.parallel_for(matrix.groups, [&](int64_t group) {
+    float* target = out + group * matrix.rows * matrix.depth;
+    for (int64_t row = 0; row < matrix.rows; ++row) {
+      const float* source = weight + group * matrix.group_stride + row * matrix.row_stride;
+      for (int64_t offset : matrix.depth_offsets) *target++ = source[offset];
+    }
+  });
+}
+
+Weights::Weights(const NodeInfo& node, size_t input) : device_(make_device(node)) {
+  draws_.seed = static_cast<uint64_t>(node.integer("seed").value_or(0));
+  const int64_t stream = node.integer("stream").value_or(0);
+  if (stream < 0 || stream > kMaxStream) {
+    throw Error("attribute \"stream\" is " + std::to_string(stream) + ", must be between 0 and " +
+                std::to_string(kMaxStream));
+  }
+  draws_.stream = static_cast<uint32_t>(stream);
+  perm_ = node.integers("weight_perm").value_or(Dims{});
+  Dims sorted = perm_;
+  std::sort(sorted.begin(), sorted.end());
+  for (size_t i = 0; i < sorted.size(); ++i) {
+    if (sorted[i] != static_cast<int64_t>(i)) {
+      throw Error("attribute \"weight_perm\" is not a permutation of 0 to " +
+                  std::to_string(sorted.size() - 1));
+    }
+  }
+  if (const std::optional<Tensor> weight = node.constant_input(input))
+    constant_dims_ = effective(weight->dims);
+}
+
+Dims Weights::effective(const Dims& dims) const {
+  if (perm_.empty()) return dims;
+  if (perm_.size() != dims.size()) {
+    throw Error("attribute \"weight_perm\" has " + std::to_string(perm_.size()) + " values, needs " +
+                std::to_string(dims.size()));
+  }
+  Dims permuted;
+  for (int64_t axis : perm_) permuted.push_back(dims[axis]);
+  return permuted;
+}
+
+bool Weights::current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const {
+  if (snapshot.chip != chip && device_ != nullptr) return false;
+  if (constant_dims_) return true;
+  return snapshot.dims == weight.dims &&
+         std::memcmp(snapshot.stored.data(), weight.data, snapshot.stored.size() * sizeof(float)) == 0;
+}
+
+std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& weight, int64_t chip,
+                                              const Pack& pack) const {
+  if (chip < kIdealChip || chip > kMaxChip) {
+    throw Error("input \"chip\" is " + std::to_string(chip) + ", must be between -1 and " +
+                std::to_string(kMaxChip));
+  }
+  std::shared_ptr<const Snapshot> kept;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    kept = snapshot_;
+  }
+  if (kept != nullptr && current(*kept, weight, chip)) return {kept, &kept->packed};
+
+  // Without the lock: another thread may meanwhile program another chip, or this one, into a snapshot of its
+  // own.
+  const int64_t count = element_count(weight.dims);
+  if (count > kMaxElements) throw Error("input \"W\" has too many elements");
+  auto fresh = std::make_shared<Snapshot>();
+  fresh->chip = chip;
+  fresh->dims = weight.dims;
+  const float* values = weight.floats();
+  if (!constant_dims_) fresh->stored.assign(values, values + count);
+  Buffer programmed;
+  if (device_ != nullptr && chip != kIdealChip) {
+    float* out = programmed.reserve(count);
+    Draws draws = draws_;
+    draws.chip = static_cast<uint32_t>(chip);
+    call.parallel_for(divide_up(count, kProgrammedAtOnce), [&](int64_t i) {
+      const int64_t first = i * kProgrammedAtOnce;
+      const int64_t n = std::min(kProgrammedAtOnce, count - first);
+      device_->program(draws, static_cast<uint64_t>(first), static_cast<size_t>(n), values + first,
+                       out + first);
+    });
+    values = out;
+  }
+  Dims strides(weight.dims.size());
+  int64_t stride = 1;
+  for (size_t i = strides.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= weight.dims[i];
+  }
+  pack(call, effective(weight.dims), effective(strides), values, &fresh->packed);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    snapshot_ = fresh;
+  }
+  return {fresh, &fresh->packed};
+}
+
+}  // namespace cnpass
