@@ -77,14 +77,17 @@ def to_onnx(network: nn.Sequential, name: str, input_shape: tuple[int, ...], doc
         A checked model with input "input" float32 [batch, *input_shape] and output "logits" [batch, 10].
 
     Raises:
-        KeyError: A module of a type this exporter does not know.
+        TypeError: A module of a type this exporter does not know.
     """
     nodes = []
     value = "input"
     modules = list(network.named_children())
     for module_name, module in modules:
         output = "logits" if module_name == modules[-1][0] else f"{module_name}.out"
-        nodes.append(_WRITERS[type(module)](module_name, module, value, output))
+        writer = _WRITERS.get(type(module))
+        if writer is None:
+            raise TypeError(f"{module_name}: {type(module).__name__} has no ONNX writer here")
+        nodes.append(writer(module_name, module, value, output))
         value = output
     parameters = {key: p.detach().numpy() for key, p in network.named_parameters()}
     graph = helper.make_graph(
