@@ -13,6 +13,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from cnpass import external
 from cnpass.errors import ModelError
 
+Stored = TensorProto | SparseTensorProto
+
 
 def element_type(tensor: TensorProto) -> Any:
     """The NumPy type of a tensor's elements.
@@ -29,7 +31,7 @@ def element_type(tensor: TensorProto) -> Any:
 class StoredValues(LazyValues):  # type: ignore[misc] # graphsurgeon has no types
     """Values of a tensor in the file, inline or external, read when first asked for."""
 
-    def __init__(self, tensor: TensorProto | SparseTensorProto, folder: Path) -> None:
+    def __init__(self, tensor: Stored, folder: Path) -> None:
         dense = tensor if isinstance(tensor, TensorProto) else tensor.values
         self.tensor = tensor
         self.folder = folder
@@ -65,7 +67,7 @@ class StoredValues(LazyValues):  # type: ignore[misc] # graphsurgeon has no type
 class StoredConstant(gs.Constant):  # type: ignore[misc] # graphsurgeon has no types
     """A constant of the source: an initializer, a sparse initializer or a tensor attribute."""
 
-    def __init__(self, name: str, source: TensorProto | SparseTensorProto, folder: Path) -> None:
+    def __init__(self, name: str, source: Stored, folder: Path) -> None:
         super().__init__(name, StoredValues(source, folder))
         self.stored = self._values
 
@@ -86,13 +88,13 @@ class StoredConstant(gs.Constant):  # type: ignore[misc] # graphsurgeon has no t
         """Whether the source stores only the values that are not zero."""
         return isinstance(self.stored.tensor, SparseTensorProto)
 
-    def export(self) -> TensorProto | SparseTensorProto:
+    def export(self) -> Stored:
         """The source itself, unless name or values changed.
 
         Raises:
             TypeError: new values have another type; whatever reads the tensor would not expect it.
         """
-        source: TensorProto | SparseTensorProto = self.stored.tensor
+        source: Stored = self.stored.tensor
         if not isinstance(self._values, StoredValues) and not _same_bits(self._values, self.stored):
             new = tensor_proto(self.name, self._values)
             old = source if isinstance(source, TensorProto) else source.values
@@ -125,7 +127,7 @@ def tensor_proto(name: str, values: np.ndarray) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
 
 
-def constant_proto(constant: gs.Constant) -> TensorProto | SparseTensorProto:
+def constant_proto(constant: gs.Constant) -> Stored:
     """The proto of a constant: the source's where it has one and did not change."""
     if isinstance(constant, StoredConstant):
         return constant.export()

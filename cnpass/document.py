@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from cnpass import external, files
-from cnpass.constants import StoredConstant, constant_proto
+from cnpass.constants import Stored, StoredConstant, constant_proto
 from cnpass.errors import ModelError, UsageError
 from cnpass.nodes import (
     captured,
@@ -296,8 +296,11 @@ class Document:
         kept = [c for c in kept if isinstance(c, gs.Constant)]
         return kept + [t for i, t in used.items() if isinstance(t, gs.Constant) and i not in stored]
 
-    def to_proto(self) -> ModelProto:
+    def to_proto(self, *, export: Callable[[gs.Constant], Stored] = constant_proto) -> ModelProto:
         """The model as it is now; external data stay references to the source's files.
+
+        Args:
+            export: makes the proto of an initializer; for models that need no values.
 
         Raises:
             ModelError: two tensors share a name, or a node reads what nothing writes.
@@ -317,7 +320,7 @@ class Document:
         graph.node.extend(node_proto(node) for node in self.graph.nodes)
         constants = self._live_constants()
         for constant in constants:
-            stored = constant_proto(constant)
+            stored = export(constant)
             (graph.initializer if isinstance(stored, TensorProto) else graph.sparse_initializer).append(
                 stored
             )

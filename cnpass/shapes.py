@@ -1,0 +1,146 @@
+"""Tensor shapes of one inference, for counting; weights are never read for it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx.shape_inference import InferenceError
+
+from cnpass import shape_arithmetic
+from cnpass.constants import Stored, constant_values, tensor_proto
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.runtime import ops
+
+_SMALL = 1024
+"""Elements up to which an integer initializer may be a shape, whose values inference needs."""
+
+_FOLDED_NODES = 200_000
+"""Bound on the work: inference is repeated at most this many times nodes."""
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes by tensor name, for inputs whose open first dimension is 1.
+
+    Attributes:
+        known: shapes; a None in one stands for a dimension that is not known.
+        batch: samples of one inference: what the first dimension of every input and output is fixed to.
+    """
+
+    known: dict[str, Shape]
+    batch: int
+
+    def rank(self, name: str) -> int | None:
+        """Number of dimensions, or None."""
+        shape = self.known.get(name)
+        return None if shape is None else len(shape)
+
+    def size(self, name: str) -> int | None:
+        """Elements per sample, or None."""
+        shape = self.known.get(name)
+        if shape is None or None in shape:
+            return None
+        size = prod(dim for dim in shape if dim is not None)
+        return size // self.batch if shape and shape[0] == self.batch else size
+
+
+def infer(document: Document) -> Shapes:
+    """Infer shapes with ONNX's own inference, taking an open leading dimension of an input as 1.
+
+    ONNX does not follow the shape arithmetic that exporters leave in models (Shape, Gather, Concat, Reshape),
+    so what of it became known is folded, and inference goes on from there. Operators that ONNX does not
+    know stop it; what lies behind them then comes from the model's value infos.
+    """
+    model = _skeleton(document)
+    ones = {_symbol(value) for value in model.graph.input} - {""}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in ones:
+                dim.dim_value = 1
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and dims[0].dim_value <= 0:
+            dims[0].dim_value = 1
+    ends = [*model.graph.input, *model.graph.output]
+    known: dict[str, Shape] = {}
+    for _ in range(2 + _FOLDED_NODES // max(1, len(model.graph.node))):
+        try:
+            model = shape_inference.infer_shapes(model, data_prop=True)
+        except (InferenceError, RuntimeError, ValueError):
+            break
+        known |= _known(model)
+        if not shape_arithmetic.fold(model, known, document.opset):
+            break
+    return Shapes(_known(model) | known, _batch(ends))
+
+
+def _known(model: ModelProto) -> dict[str, Shape]:
+    graph = model.graph
+    described = [*graph.value_info, *graph.input, *graph.output]
+    known = {value.name: _dims(value) for value in described if _has_shape(value)}
+    return known | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def _symbol(value: ValueInfoProto) -> str:
+    """The name of an open leading dimension."""
+    dims = value.type.tensor_type.shape.dim
+    return str(dims[0].dim_param) if dims else ""
+
+
+def _has_shape(value: ValueInfoProto) -> bool:
+    return bool(value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"))
+
+
+def _dims(value: ValueInfoProto) -> Shape:
+    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim)
+
+
+def _batch(values: list[ValueInfoProto]) -> int:
+    """The fixed leading dimension that all inputs and outputs share, else 1."""
+    leading = {(_dims(value) or (None,))[0] if _has_shape(value) else None for value in values}
+    only = leading.pop() if len(leading) == 1 else None
+    return only or 1
+
+
+def _skeleton(document: Document) -> ModelProto:
+    """The model with analog nodes as their plain forms and without the bytes of its weights."""
+    model = document.to_proto(export=_stub)
+    nodes = [plain for node in model.graph.node for plain in _plain(node)]
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _stub(constant: gs.Constant) -> Stored:
+    """An initializer of the same type and shape; with its values only where they may be a shape."""
+    if np.dtype(constant.dtype).kind == "i" and prod(constant.shape) <= _SMALL:
+        with contextlib.suppress(ModelError):  # missing external data: go on without the values
+            return tensor_proto(constant.name, constant_values(constant))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(constant.dtype))
+    return TensorProto(name=constant.name, data_type=kind, dims=constant.shape)
+
+
+def _plain(node: NodeProto) -> list[NodeProto]:
+    """A node, or the standard operators that compute shapes like an analog node."""
+    if node.domain != ops.DOMAIN:
+        return [node]
+    inputs, made = list(node.input), []
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if ops.WEIGHT_PERM in attributes:
+        inputs[1] = f"{node.output[0]}.weight"
+        perm = list(attributes[ops.WEIGHT_PERM].ints)
+        made.append(helper.make_node("Transpose", [node.input[1]], [inputs[1]], perm=perm))
+    convolution = node.op_type == ops.ANALOG_CONV
+    plain = helper.make_node(
+        "Conv" if convolution else "MatMul", inputs[: 3 if convolution else 2], list(node.output)
+    )
+    plain.attribute.extend(attributes[name] for name in ops.CONV_ATTRIBUTES if name in attributes)
+    return [*made, plain]

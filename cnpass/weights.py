@@ -1,0 +1,290 @@
+"""Finding the stored weight behind an operand, wherever a model hides it.
+
+From the operand, `resolve` walks back through Identity, Reshape, Transpose, Cast, QuantizeLinear and
+DequantizeLinear to an initializer, a Constant node or a ConstantOfShape node. Shapes and types are followed
+without reading values, so that weights may be external data of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
+
+from cnpass.constants import StoredConstant, constant_values
+from cnpass.nodes import node_proto
+
+Kind = Literal["initializer", "constant", "converted"]
+
+_STANDARD = ("", "ai.onnx", None)
+_CONSTANT_FIELDS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A constant operand and where it comes from.
+
+    Attributes:
+        key: name of what can be trained: the initializer, the output of the Constant node, or, for integers
+            that a model converts, the first floating-point tensor made of them.
+        kind: "initializer", "constant" (a node writes it) or "converted" (from stored integers).
+        root: tensor of that name.
+        root_shape: its shape.
+        tensor: the tensor that feeds the operator.
+        path: nodes between `root` and `tensor`, in the order of computation.
+        stored: `tensor` before the Transposes at the end of `path`; the tensor to feed to an analog op.
+        perm: `tensor` is `stored` transposed by it; None if it is `stored`.
+        shape: of `tensor`.
+        dtype: of `tensor`.
+    """
+
+    key: str
+    kind: Kind
+    root: gs.Tensor
+    root_shape: tuple[int, ...]
+    tensor: gs.Tensor
+    path: tuple[gs.Node, ...]
+    stored: gs.Tensor
+    perm: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the operand holds floating-point numbers, of whatever width."""
+        return is_float(self.dtype)
+
+    def values(self, opset: int) -> np.ndarray:
+        """The operand's values, computed as the model computes them.
+
+        Args:
+            opset: version of the default operator set of the model.
+
+        Raises:
+            ModelError: external data are missing.
+        """
+        return _evaluate(self.tensor, opset)
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a NumPy type, or one of ml_dtypes, is a floating-point type."""
+    return bool(np.dtype(dtype).kind == "f" or np.dtype(dtype).name.startswith(("bfloat", "float")))
+
+
+def constant_array(tensor: gs.Tensor) -> np.ndarray | None:
+    """The values of a tensor that is an initializer or written by a Constant node, else None.
+
+    Raises:
+        ModelError: external data are missing.
+    """
+    if isinstance(tensor, gs.Constant):
+        return constant_values(tensor)
+    node = _producer(tensor)
+    if node is None:
+        return None
+    if node.op == "Identity":
+        return constant_array(node.inputs[0])
+    if node.op != "Constant":
+        return None
+    for name, dtype in _CONSTANT_FIELDS.items():
+        if name in node.attrs:
+            return np.array(node.attrs[name], dtype)
+    value = node.attrs.get("value")
+    return constant_values(value) if isinstance(value, gs.Constant) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """What is known about a tensor that depends on constants only."""
+
+    root: gs.Tensor
+    kind: Kind
+    root_shape: tuple[int, ...]
+    path: tuple[gs.Node, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def resolve(tensor: gs.Tensor) -> Weight | None:
+    """The weight behind an operand; None if it is no constant, or is made in a way not listed above."""
+    trace = _trace(tensor)
+    if trace is None:
+        return None
+    stored, perm, path = tensor, None, list(trace.path)
+    while path and path[-1].op in ("Identity", "Transpose"):
+        node = path.pop()
+        if node.op == "Transpose":
+            inner = _perm(node, len(trace.shape))
+            perm = inner if perm is None else tuple(inner[axis] for axis in perm)
+        stored = node.inputs[0]
+    if perm == tuple(range(len(trace.shape))):
+        perm = None
+    return Weight(
+        str(trace.root.name),
+        trace.kind,
+        trace.root,
+        trace.root_shape,
+        tensor,
+        trace.path,
+        stored,
+        perm,
+        trace.shape,
+        trace.dtype,
+    )
+
+
+def _producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The standard operator that writes a tensor as its first output."""
+    if isinstance(tensor, gs.Constant) or len(tensor.inputs) != 1:
+        return None
+    node = tensor.inputs[0]
+    return node if node.domain in _STANDARD and node.outputs[0] is tensor else None
+
+
+def _trace(tensor: gs.Tensor) -> _Trace | None:
+    """Walk back to the root; then follow shape and type from there."""
+    path: list[gs.Node] = []
+    seen: set[int] = set()
+    while (node := _producer(tensor)) is not None and node.op in _FOLLOW and node.inputs:
+        if id(node) in seen:  # a cycle: no valid model
+            return None
+        seen.add(id(node))
+        path.insert(0, node)
+        tensor = node.inputs[0]
+    trace = _root(tensor)
+    for node in path:
+        if trace is None:
+            return None
+        trace = _FOLLOW[node.op](trace, node)
+    return trace
+
+
+def _root(tensor: gs.Tensor) -> _Trace | None:
+    if isinstance(tensor, gs.Constant):
+        if isinstance(tensor, StoredConstant) and tensor.is_sparse:
+            return None
+        shape = tuple(tensor.shape)
+        return _Trace(tensor, "initializer", shape, (), shape, np.dtype(tensor.dtype))
+    node = _producer(tensor)
+    if node is None or node.op not in ("Constant", "ConstantOfShape"):
+        return None
+    value = node.attrs.get("value")
+    if node.op == "ConstantOfShape":
+        dims = constant_array(node.inputs[0])
+        if dims is None:
+            return None
+        shape = tuple(int(dim) for dim in dims)
+        dtype = value.dtype if isinstance(value, gs.Constant) else np.float32
+    elif isinstance(value, gs.Constant):
+        shape, dtype = tuple(value.shape), value.dtype
+    else:
+        array = constant_array(tensor)
+        if array is None:
+            return None
+        shape, dtype = array.shape, array.dtype
+    return _Trace(tensor, "constant", shape, (), shape, np.dtype(dtype))
+
+
+def _step(trace: _Trace, node: gs.Node, shape: tuple[int, ...], dtype: Any) -> _Trace:
+    """One node further; where integers become floats, the result is the new root."""
+    if is_float(dtype) and not is_float(trace.dtype):
+        return _Trace(node.outputs[0], "converted", shape, (), shape, dtype)
+    return _Trace(trace.root, trace.kind, trace.root_shape, (*trace.path, node), shape, dtype)
+
+
+def _identity(trace: _Trace, node: gs.Node) -> _Trace:
+    return _step(trace, node, trace.shape, trace.dtype)
+
+
+def _transpose(trace: _Trace, node: gs.Node) -> _Trace | None:
+    perm = _perm(node, len(trace.shape))
+    if sorted(perm) != list(range(len(trace.shape))):
+        return None
+    return _step(trace, node, tuple(trace.shape[axis] for axis in perm), trace.dtype)
+
+
+def _perm(node: gs.Node, rank: int) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in node.attrs.get("perm", range(rank - 1, -1, -1)))
+
+
+def _reshape(trace: _Trace, node: gs.Node) -> _Trace | None:
+    dims = node.attrs.get("shape")  # opset 1 to 4
+    if len(node.inputs) > 1:
+        dims = constant_array(node.inputs[1])
+    if dims is None:
+        return None
+    shape = _reshaped(trace.shape, [int(dim) for dim in dims], keep_zero=bool(node.attrs.get("allowzero", 0)))
+    return None if shape is None else _step(trace, node, shape, trace.dtype)
+
+
+def _reshaped(shape: Sequence[int], dims: Sequence[int], *, keep_zero: bool) -> tuple[int, ...] | None:
+    """The shape that Reshape makes, or None where its input does not fit."""
+    wanted = list(dims)
+    for axis, dim in enumerate(wanted):
+        if dim == 0 and not keep_zero:
+            if axis >= len(shape):
+                return None
+            wanted[axis] = shape[axis]
+    if wanted.count(-1) == 1:
+        rest = -prod(wanted)
+        if rest <= 0 or prod(shape) % rest:
+            return None
+        wanted[wanted.index(-1)] = prod(shape) // rest
+    return tuple(wanted) if prod(wanted) == prod(shape) and min(wanted, default=1) >= 0 else None
+
+
+def _cast(trace: _Trace, node: gs.Node) -> _Trace | None:
+    kind = node.attrs.get("to", TensorProto.UNDEFINED)
+    try:  # the attribute is a name up to opset 5
+        number = TensorProto.DataType.Value(kind) if isinstance(kind, str) else kind
+        dtype = helper.tensor_dtype_to_np_dtype(number)
+    except (KeyError, ValueError):
+        return None
+    return _step(trace, node, trace.shape, dtype)
+
+
+def _quantize(trace: _Trace, node: gs.Node) -> _Trace | None:
+    if not all(_trace(tensor) for tensor in node.inputs[1:] if tensor.name):
+        return None
+    zero = _trace(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    return _step(trace, node, trace.shape, zero.dtype if zero else np.dtype(np.uint8))
+
+
+def _dequantize(trace: _Trace, node: gs.Node) -> _Trace | None:
+    scale = _trace(node.inputs[1])
+    if scale is None or not all(_trace(tensor) for tensor in node.inputs[2:] if tensor.name):
+        return None
+    return _step(trace, node, trace.shape, scale.dtype)
+
+
+_FOLLOW: dict[str, Callable[[_Trace, gs.Node], _Trace | None]] = {
+    "Identity": _identity,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Cast": _cast,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+}
+
+
+def _evaluate(tensor: gs.Tensor, opset: int) -> np.ndarray:
+    """Run the nodes that make a constant, in ONNX's own reference."""
+    array = constant_array(tensor)
+    if array is not None:
+        return array
+    from onnx.reference import ReferenceEvaluator
+
+    node = tensor.inputs[0]
+    feeds = {t.name: _evaluate(t, opset) for t in node.inputs if t.name}
+    outputs: Any = ReferenceEvaluator(node_proto(node), opsets={"": opset}).run(None, feeds)
+    return np.asarray(outputs[0])
