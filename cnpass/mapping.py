@@ -1,0 +1,365 @@
+"""Which nodes run on crossbars, which stay digital, and why: one entry, with a reason in words, per node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import FunctionProto, GraphProto, NodeProto
+
+from cnpass import work
+from cnpass.constants import element_type
+from cnpass.document import Document
+from cnpass.nodes import label, node_metadata, source_proto, subgraphs
+from cnpass.runtime import ops
+from cnpass.shapes import Shapes, infer
+from cnpass.weights import Weight, is_float, resolve
+
+Domain = Literal["analog", "digital"]
+STANDARD = ("", "ai.onnx", None)
+
+_RECURRENT = "a recurrent operator keeps its matrix products inside, where no crossbar can be named"
+_QUANTISED = "computes on integers; only floating-point products are mapped"
+_DIGITAL = {
+    "ConvTranspose": "transposed convolutions are not mapped",
+    "DeformConv": "deformable convolutions are not mapped",
+    "Einsum": "Einsum is not mapped",
+    "Attention": "Attention multiplies activations",
+    "RNN": _RECURRENT,
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "QLinearConv": _QUANTISED,
+    "QLinearMatMul": _QUANTISED,
+    "ConvInteger": _QUANTISED,
+    "MatMulInteger": _QUANTISED,
+}
+_FIRST_GEMM = 7
+"""Before this opset Gemm's C broadcasts by an attribute, unlike the Add that would take its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """How an analog node multiplies: `groups` matrices of `rows` inputs times `cols` outputs.
+
+    Attributes:
+        weight: the constant operand.
+        operand: its index among the node's inputs; 0 means that the weight stands on the left of a product.
+        perm: the op's own weight is `weight.stored` transposed by it; the identity is None.
+        rows: crossbar rows of one group: inputs that add up to one output.
+        cols: crossbar columns of one group.
+        groups: independent matrices of that size.
+    """
+
+    weight: Weight
+    operand: int
+    perm: tuple[int, ...] | None
+    rows: int
+    cols: int
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class NodePlan:
+    """Where one node runs.
+
+    Attributes:
+        label: name to show; of nodes in subgraphs and functions with the names around it.
+        op_type: of the source node, also where it has been rewritten.
+        domain: "analog" or "digital".
+        reason: why, in words.
+        node: the node; None in subgraphs and functions, which cannot be edited.
+        product: of analog nodes; None if the weight is programmed by another node.
+        stream: random stream of the weight's devices.
+        constants: elements of the constants that the node itself reads, by the name of the stored weight.
+        macs: multiply-accumulates per sample of products, convolutions and recurrent operators; None if a
+            shape is not known.
+        positions: vectors that the crossbar multiplies per sample; None if a shape is not known.
+    """
+
+    label: str
+    op_type: str
+    domain: Domain
+    reason: str
+    node: gs.Node | None = None
+    product: Product | None = None
+    stream: int | None = None
+    constants: dict[str, int] = field(default_factory=dict)
+    macs: int | None = 0
+    positions: int | None = None
+
+    @property
+    def params(self) -> int:
+        """Elements of all constants that the node itself reads."""
+        return sum(self.constants.values())
+
+    @property
+    def key(self) -> str | None:
+        """Name of the stored weight."""
+        return self.product.weight.key if self.product else None
+
+
+@dataclass(frozen=True)
+class MappingPlan:
+    """The plan of a whole model.
+
+    Attributes:
+        nodes: all nodes, in the order of the file, those of subgraphs and functions after the main graph's.
+        streams: random stream by stored weight, numbered by first use; analog nodes keep what they have.
+    """
+
+    nodes: tuple[NodePlan, ...]
+    streams: dict[str, int]
+
+    @property
+    def analog(self) -> tuple[NodePlan, ...]:
+        """The analog nodes."""
+        return tuple(node for node in self.nodes if node.domain == "analog")
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """Elements of every constant that any node reads, each stored weight once."""
+        return {key: size for node in self.nodes for key, size in node.constants.items()}
+
+    def why_none(self) -> str:
+        """The most frequent reasons for which nodes with weights stay digital, for a message."""
+        reasons = [n.reason for n in self.nodes if n.op_type in work.PRODUCTS]
+        unique = sorted(set(reasons), key=lambda reason: (-reasons.count(reason), reason))
+        return "; ".join(unique[:3]) or "the model has no Conv, Gemm or MatMul"
+
+
+def plan(document: Document) -> MappingPlan:
+    """Decide for every node where it runs.
+
+    Analog become Conv, and Gemm and MatMul of a constant matrix, wherever the constant hides (see
+    `cnpass.weights`); nodes that are analog already stay so.
+
+    Raises:
+        ModelError: a tensor has an unknown type.
+    """
+    return _Planner(document).plan()
+
+
+class _Planner:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.shapes: Shapes = infer(document)
+        self.functions = {(f.domain, f.name): f for f in document.functions if f.domain != ops.DOMAIN}
+        self.streams: dict[str, int] = {}
+
+    def plan(self) -> MappingPlan:
+        nodes = [self.node(node) for node in self.document.graph.nodes]
+        taken = {n.stream for n in nodes if n.stream is not None}
+        self.streams = {n.key: n.stream for n in nodes if n.key is not None and n.stream is not None}
+        free = (number for number in range(ops.MAX_STREAM + 1) if number not in taken)
+        for i, entry in enumerate(nodes):
+            if entry.key is not None:
+                if entry.key not in self.streams:
+                    self.streams[entry.key] = next(free)
+                nodes[i] = replace(entry, stream=self.streams[entry.key])
+        for node, entry in zip(self.document.graph.nodes, list(nodes), strict=True):
+            source = source_proto(node)
+            for graph in subgraphs(source) if source else ():
+                nodes.extend(self.body(graph, entry.label))
+        for function in self.functions.values():
+            nodes.extend(self.function(function))
+        return MappingPlan(tuple(nodes), self.streams)
+
+    def node(self, node: gs.Node) -> NodePlan:
+        """The plan of a node of the main graph."""
+        metadata = node_metadata(node)
+        entry = NodePlan(label(node), metadata.get(ops.META_OP_TYPE, node.op), "digital", "", node)
+        if node.domain == ops.DOMAIN:
+            return self.mapped(node, entry)
+        entry = replace(entry, constants=self.constants(node), macs=work.macs(node, self.shapes))
+        role = metadata.get(ops.META_ROLE)
+        if role == ops.ROLE_COMPENSATION:
+            return replace(entry, reason="compensation is digital")
+        if ops.META_PASS in metadata and role == ops.ROLE_DIGITAL:
+            return replace(entry, op_type=node.op, reason=f"digital part of {metadata.get(ops.META_OP_TYPE)}")
+        if node.domain not in STANDARD:
+            return replace(entry, reason=self.foreign(node))
+        rule = _RULES.get(node.op)
+        if rule is None:
+            return self.other(node, entry)
+        found = rule(self, node)
+        if isinstance(found, str):
+            return replace(entry, reason=found)
+        return self.analog(node, entry, found, f"{node.op} with constant weight {found.weight.key!r}")
+
+    def analog(self, node: gs.Node, entry: NodePlan, product: Product, reason: str) -> NodePlan:
+        size = self.shapes.size(node.outputs[0].name)
+        positions = None if size is None else size // max(1, product.cols * product.groups)
+        if positions is None:
+            reason += "; its output shape is not known, so it is not counted"
+        macs = None if positions is None else positions * product.rows * product.cols * product.groups
+        return replace(entry, domain="analog", reason=reason, product=product, macs=macs, positions=positions)
+
+    def mapped(self, node: gs.Node, entry: NodePlan) -> NodePlan:
+        """The plan of a node that is analog already."""
+        entry = replace(
+            entry, domain="analog", constants=self.constants(node), stream=node.attrs.get("stream")
+        )
+        weight = resolve(node.inputs[1])
+        if weight is None:
+            reason = "analog; its weight is programmed by another node"
+            return replace(entry, reason=reason, stream=None, macs=None)
+        perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(len(weight.shape))))
+        shape = [weight.shape[axis] for axis in perm]
+        product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
+        return self.analog(node, entry, product, f"analog, weight {weight.key!r}")
+
+    def foreign(self, node: gs.Node) -> str:
+        """Why a node of another domain is digital."""
+        if (node.domain, node.op) in self.functions:
+            return f"calls the local function {node.op!r}; functions are not mapped"
+        if node.domain == "com.microsoft":
+            return "operators of com.microsoft are not mapped"
+        if node.domain == "ai.onnx.ml":
+            return "operators of ai.onnx.ml hold no crossbar product"
+        return f"unknown domain {node.domain!r}"
+
+    def other(self, node: gs.Node, entry: NodePlan) -> NodePlan:
+        """The plan of a standard operator that is no Conv, Gemm or MatMul."""
+        source = source_proto(node)
+        if ("", node.op) in self.functions:
+            return replace(entry, reason=self.foreign(node))
+        if source is not None and any(True for _ in subgraphs(source)):
+            return replace(entry, reason="control flow; its body is listed node by node")
+        if any(resolve(tensor) for tensor in node.outputs if tensor.name):
+            return replace(entry, reason="makes a constant")
+        return replace(entry, reason=_DIGITAL.get(node.op, f"{node.op} is no product with a constant matrix"))
+
+    def constants(self, node: gs.Node) -> dict[str, int]:
+        """Elements of the constants that a node reads: floats, or 8-bit integers that stand for them."""
+        found: dict[str, int] = {}
+        if any(resolve(tensor) for tensor in node.outputs if tensor.name):
+            return found  # what makes a constant leaves the counting to the node that uses it
+        for tensor in node.inputs:
+            weight = resolve(tensor) if tensor.name else None
+            if weight is not None and _counts(weight.dtype, prod(weight.shape)):
+                found[weight.key] = prod(weight.root_shape)
+        return found
+
+    # rules of the operators that can be analog: a product, or the reason against it
+
+    def conv(self, node: gs.Node) -> Product | str:
+        weight = resolve(node.inputs[1])
+        if weight is None:
+            return _not_constant(node.inputs[1], "weight")
+        if resolve(node.inputs[0]):
+            return "both operands are constants"
+        if not weight.is_float:
+            return _QUANTISED
+        group = _group(node)
+        if len(weight.shape) not in (3, 4, 5) or group < 1 or weight.shape[0] % group:
+            return f"weight of shape {list(weight.shape)}, {group} group(s): no 1-D, 2-D or 3-D convolution"
+        return _product(weight, 1, weight.perm, weight.shape, group)
+
+    def matmul(self, node: gs.Node) -> Product | str:
+        return self.matrices(node, (False, False))
+
+    def gemm(self, node: gs.Node) -> Product | str:
+        if self.document.opset < _FIRST_GEMM:
+            return f"Gemm of opset {self.document.opset} is not mapped; it begins with opset {_FIRST_GEMM}"
+        return self.matrices(node, (bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0))))
+
+    def matrices(self, node: gs.Node, transposed: tuple[bool, bool]) -> Product | str:
+        """The product of two operands of which one is a constant matrix."""
+        found = [resolve(tensor) for tensor in node.inputs[:2]]
+        if all(found):
+            return "both operands are constants"
+        operand = 0 if found[0] else 1
+        weight = found[operand]
+        if weight is None:
+            sparse = [t.name for t in node.inputs[:2] if isinstance(t, gs.Constant)]
+            return f"weight {sparse[0]!r} is sparse" if sparse else "multiplies two activations"
+        if not weight.is_float:
+            return _QUANTISED
+        if len(weight.shape) != 2:
+            kind = "a vector" if len(weight.shape) < 2 else "a batch of matrices"
+            return f"the constant operand, of shape {list(weight.shape)}, is {kind}, not one matrix"
+        if operand == 0 and self.shapes.rank(node.inputs[1].name) is None and node.op == "MatMul":
+            return "the constant is the left operand, and the rank of the right one is not known"
+        # The op wants [K, N]: what is on the left is turned around, Y = (B' A')'.
+        turned = transposed[operand] != (operand == 0)
+        perm = weight.perm or (0, 1)
+        perm = (perm[1], perm[0]) if turned else perm
+        shape = weight.shape[::-1] if turned else weight.shape
+        return _product(weight, operand, perm, shape, None)
+
+    # nodes that cannot be edited
+
+    def body(self, graph: GraphProto, owner: str) -> Iterator[NodePlan]:
+        """The nodes of a subgraph."""
+        local = {t.name: (prod(t.dims), element_type(t)) for t in graph.initializer}
+        where = f"inside {graph.name!r}, a body of a control-flow node; bodies are not mapped"
+        yield from self.inner(graph.node, local, f"{owner}/{graph.name}", where, outer=True)
+
+    def function(self, function: FunctionProto) -> Iterator[NodePlan]:
+        """The nodes of a local function."""
+        where = f"inside the local function {function.name!r}; functions are not mapped"
+        yield from self.inner(function.node, {}, function.name, where, outer=False)
+
+    def inner(
+        self,
+        nodes: Iterable[NodeProto],
+        local: dict[str, tuple[int, np.dtype]],
+        owner: str,
+        where: str,
+        *,
+        outer: bool,
+    ) -> Iterator[NodePlan]:
+        for node in nodes:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.HasField("t"):
+                    local[node.output[0]] = prod(attribute.t.dims), element_type(attribute.t)
+            constants = {}
+            for name in filter(None, node.input):
+                if name in local and _counts(local[name][1], local[name][0]):
+                    constants[f"{owner}/{name}"] = local[name][0]
+                elif name not in local and outer:
+                    weight = resolve(self.document.tensor(name))
+                    if weight is not None and _counts(weight.dtype, prod(weight.shape)):
+                        constants[weight.key] = prod(weight.root_shape)
+            name = f"{owner}/{node.name or next(iter(node.output), node.op_type)}"
+            macs = None if node.op_type in work.PRODUCTS else 0
+            yield NodePlan(name, node.op_type, "digital", where, constants=constants, macs=macs)
+            for graph in subgraphs(node):
+                yield from self.body(graph, name)
+
+
+_Rule = Callable[[_Planner, gs.Node], Product | str]
+_RULES: dict[str, _Rule] = {"Conv": _Planner.conv, "MatMul": _Planner.matmul, "Gemm": _Planner.gemm}
+
+
+def _group(node: gs.Node) -> int:
+    return int(node.attrs.get("group", 1))
+
+
+def _product(
+    weight: Weight, operand: int, perm: tuple[int, ...] | None, shape: Iterable[int], group: int | None
+) -> Product:
+    """The product of an effective weight: [K, N] of a matrix, [M, C / group, ...] of a convolution."""
+    first, *rest = shape
+    identity = perm is None or perm == tuple(range(len(perm)))
+    if group is None:
+        rows, cols, groups = first, rest[0], 1
+    else:
+        rows, cols, groups = prod(rest), first // group, group
+    return Product(weight, operand, None if identity else perm, rows, cols, groups)
+
+
+def _not_constant(tensor: gs.Tensor, what: str) -> str:
+    if isinstance(tensor, gs.Constant):
+        return f"{what} {tensor.name!r} is sparse"
+    return f"{what} {tensor.name!r} is computed, not constant"
+
+
+def _counts(dtype: np.dtype, size: int) -> bool:
+    """Whether a constant counts as parameters; scalar integers are zero points."""
+    return is_float(dtype) or (dtype.kind in "iuV" and dtype.itemsize == 1 and size > 1)

@@ -1,0 +1,74 @@
+"""Multiply-accumulates of digital operators."""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from cnpass.shapes import Shape, Shapes
+
+_CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1, "DeformConv": 1}
+_MATRICES = {"MatMul": 0, "MatMulInteger": 0, "QLinearMatMul": 0, "Gemm": 0}
+_RECURRENT = ("RNN", "GRU", "LSTM")
+
+PRODUCTS = frozenset({*_CONVOLUTIONS, *_MATRICES, *_RECURRENT, "Einsum", "Attention"})
+"""Operators that multiply and accumulate; all others count as none."""
+
+
+def macs(node: gs.Node, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of one node per sample; None if a shape is not known or the domain is foreign."""
+    if node.domain not in ("", "ai.onnx", None):
+        return None
+    if node.op not in PRODUCTS:
+        return 0
+    inputs = [shapes.known.get(tensor.name) for tensor in node.inputs]
+    if node.op in _CONVOLUTIONS:
+        return _convolution(node, inputs, shapes)
+    if node.op in _MATRICES:
+        size = shapes.size(node.outputs[0].name)
+        shape = inputs[0]
+        if size is None or not shape:
+            return None
+        inner = shape[0] if node.op == "Gemm" and node.attrs.get("transA", 0) else shape[-1]
+        return None if inner is None else size * inner
+    if node.op in _RECURRENT:
+        return _recurrent(inputs, shapes.batch)
+    if node.op == "Einsum":
+        return _einsum(node.attrs.get("equation", ""), inputs, shapes.batch)
+    return None
+
+
+def _convolution(node: gs.Node, inputs: list[Shape | None], shapes: Shapes) -> int | None:
+    kernel = inputs[_CONVOLUTIONS[node.op]]
+    # A transposed convolution spreads every input, the others gather for every output.
+    gathered = node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]
+    size = shapes.size(gathered.name)
+    if kernel is None or size is None:
+        return None
+    per_element = [dim for dim in kernel[1:] if dim is not None]
+    return size * prod(per_element) if len(per_element) == len(kernel) - 1 else None
+
+
+def _recurrent(inputs: list[Shape | None], batch: int) -> int | None:
+    """Every weight of W and R works once per step and sample."""
+    known = [[dim for dim in shape if dim is not None] if shape else [] for shape in inputs[:3]]
+    if any(len(shape) != 3 for shape in known) or len(known) < 3:
+        return None
+    steps = prod(known[0][:2])
+    return steps // batch * (prod(known[1]) + prod(known[2]))
+
+
+def _einsum(equation: str, inputs: list[Shape | None], batch: int) -> int | None:
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    if "." in equation or len(terms) != len(inputs):
+        return None
+    for term, shape in zip(terms, inputs, strict=True):
+        if shape is None or len(shape) != len(term):
+            return None
+        for letter, dim in zip(term, shape, strict=True):
+            if dim is None:
+                return None
+            sizes[letter] = dim
+    return prod(sizes.values()) // batch
