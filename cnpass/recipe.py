@@ -92,12 +92,12 @@ class Preprocess(Recipe):
     """How stored samples become what the model expects: ``(x * scale - mean) / std`` per channel."""
 
     scale: Numbers = Field(
-        (1.0,), description="factor, applied first; one, or one per channel (1/255 is allowed)"
+        default=(1.0,), description="factor, applied first; one, or one per channel (1/255 is allowed)"
     )
-    mean: Numbers = Field((0.0,), description="subtracted after scaling; one, or one per channel")
-    std: Numbers = Field((1.0,), description="divides at the end; one, or one per channel")
+    mean: Numbers = Field(default=(0.0,), description="subtracted after scaling; one, or one per channel")
+    std: Numbers = Field(default=(1.0,), description="divides at the end; one, or one per channel")
     layout: Layout | None = Field(
-        None, description="image layout that the model expects; data are transposed to it"
+        default=None, description="image layout that the model expects; data are transposed to it"
     )
 
     @field_validator("std")
@@ -112,7 +112,7 @@ class DataRecipe(Preprocess):
     """Where the data are, and how they become the model's input."""
 
     data: str | None = Field(
-        None,
+        default=None,
         description="NPZ file, folder of .npy or idx files, or package.module:function "
         "(default: MODEL's name with .npz, else random inputs)",
     )
@@ -125,25 +125,25 @@ class EvaluateRecipe(DataRecipe):
     extendable: ClassVar[frozenset[str]] = frozenset({"chips", "workers", "until_ci"})
 
     device: str | None = Field(
-        None, description="device model (default: the mapped model's own, else lognormal)"
+        default=None, description="device model (default: the mapped model's own, else lognormal)"
     )
     sigma: Numbers | None = Field(
-        None, description="its sigma; several give several points (default: 0.1,0.3,0.5)"
+        default=None, description="its sigma; several give several points (default: 0.1,0.3,0.5)"
     )
     param: Assignments = Field(
-        {}, description="another parameter of the device model, NAME=VALUE; repeatable"
+        default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
     )
-    chips: int = Field(250, ge=2, le=1_000_000, description="simulated chips per point")
+    chips: int = Field(default=250, ge=2, le=1_000_000, description="simulated chips per point")
     seed: int | None = Field(
-        None, ge=0, lt=2**63, description="seed of the chips (default: the model's own, else 0)"
+        default=None, ge=0, lt=2**63, description="seed of the chips (default: the model's own, else 0)"
     )
-    limit: int | None = Field(None, ge=1, description="use only the first so many test samples")
+    limit: int | None = Field(default=None, ge=1, description="use only the first so many test samples")
     until_ci: FiniteFloat | None = Field(
-        None,
+        default=None,
         gt=0,
         description="stop a point early when its 95 % interval is at most this wide on either side",
     )
-    workers: int | None = Field(None, ge=1, le=1024, description="processes (default: one per core)")
+    workers: int | None = Field(default=None, ge=1, le=1024, description="processes (default: one per core)")
 
 
 class OptimizeRecipe(DataRecipe):
@@ -152,30 +152,38 @@ class OptimizeRecipe(DataRecipe):
     verb: ClassVar[str] = "optimize"
     extendable: ClassVar[frozenset[str]] = frozenset({"workers", "min_retention"})
 
-    device: str = Field("lognormal", description="device model to optimise for")
-    sigma: FiniteFloat | None = Field(None, ge=0, description="its sigma (default: the device model's)")
+    device: str = Field(default="lognormal", description="device model to optimise for")
+    sigma: FiniteFloat | None = Field(
+        default=None, ge=0, description="its sigma (default: the device model's)"
+    )
     param: Assignments = Field(
-        {}, description="another parameter of the device model, NAME=VALUE; repeatable"
+        default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
     )
-    chips: int = Field(250, ge=2, le=1_000_000, description="fresh chips for the final figures")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of chips, training and search")
-    retrain: bool = Field(True, description="train the analog weights under variation")
-    compensation: bool = Field(True, description="add trained digital compensation")
-    epochs: int | None = Field(None, ge=1, description="training epochs (default: from the size of the data)")
+    chips: int = Field(default=250, ge=2, le=1_000_000, description="fresh chips for the final figures")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of chips, training and search")
+    retrain: bool = Field(default=True, description="train the analog weights under variation")
+    compensation: bool = Field(default=True, description="add trained digital compensation")
+    epochs: int | None = Field(
+        default=None, ge=1, description="training epochs (default: from the size of the data)"
+    )
     budget: Duration | None = Field(
-        None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
+        default=None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
     )
-    trials: int = Field(8, ge=1, le=10_000, description="placements that the search tries")
+    trials: int = Field(default=8, ge=1, le=10_000, description="placements that the search tries")
     max_overhead: FiniteFloat = Field(
-        0.05, ge=0, description="digital parameters and MACs allowed on top, as a fraction of the model's"
+        default=0.05,
+        ge=0,
+        description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
-    beta: FiniteFloat = Field(1e-3, ge=0, description="weight of the Lipschitz penalty")
-    k: FiniteFloat = Field(1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at")
+    beta: FiniteFloat = Field(default=1e-3, ge=0, description="weight of the Lipschitz penalty")
+    k: FiniteFloat = Field(
+        default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
+    )
     min_retention: FiniteFloat | None = Field(
-        None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
+        default=None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
     )
     workers: int | None = Field(
-        None, ge=1, le=1024, description="evaluation processes (default: one per core)"
+        default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
     )
 
 
@@ -184,5 +192,5 @@ class InspectRecipe(Recipe):
 
     verb: ClassVar[str] = "inspect"
 
-    tile_rows: int = Field(256, ge=1, description="rows of a crossbar tile")
-    tile_cols: int = Field(256, ge=1, description="columns of a crossbar tile")
+    tile_rows: int = Field(default=256, ge=1, description="rows of a crossbar tile")
+    tile_cols: int = Field(default=256, ge=1, description="columns of a crossbar tile")

@@ -34,7 +34,9 @@ class Record(Frozen):
     """A whole JSON document, with the version of its schema."""
 
     name: ClassVar[str]
-    schema_version: Literal[1] = Field(1, alias="schema", description="version of this record's schema")
+    schema_version: Literal[1] = Field(
+        default=1, alias="schema", description="version of this record's schema"
+    )
 
     def to_json(self) -> str:
         """The record as indented JSON text, without a final newline."""
@@ -78,15 +80,17 @@ class NodeRecord(Frozen):
     op_type: str
     domain: Domain
     reason: str = Field(description="why the node runs there")
-    weight: str | None = Field(None, description="name of the stored weight")
-    stream: int | None = Field(None, description="random stream of that weight's devices")
-    rows: Count | None = Field(None, description="crossbar rows (inputs per output) of one group")
-    cols: Count | None = Field(None, description="crossbar columns (outputs) of one group")
-    groups: Count | None = Field(None, description="independent matrices of that size")
+    weight: str | None = Field(default=None, description="name of the stored weight")
+    stream: int | None = Field(default=None, description="random stream of that weight's devices")
+    rows: Count | None = Field(default=None, description="crossbar rows (inputs per output) of one group")
+    cols: Count | None = Field(default=None, description="crossbar columns (outputs) of one group")
+    groups: Count | None = Field(default=None, description="independent matrices of that size")
     tiles: Count | None = None
     params: Count = Field(description="constant values that the node itself reads")
-    macs: Count | None = Field(None, description="per inference; null where shapes are not known")
-    adc_conversions: Count | None = Field(None, description="per inference; null where shapes are not known")
+    macs: Count | None = Field(default=None, description="per inference; null where shapes are not known")
+    adc_conversions: Count | None = Field(
+        default=None, description="per inference; null where shapes are not known"
+    )
 
 
 class InspectTotals(Frozen):

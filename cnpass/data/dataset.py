@@ -38,6 +38,19 @@ class Split:
         """The samples of an index."""
         return Split({k: v[index] for k, v in self.inputs.items()}, None if self.y is None else self.y[index])
 
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over all arrays: names, types, shapes and values."""
+        digest = hashlib.sha256()
+        arrays = {f"x.{name}": x for name, x in self.inputs.items()}
+        if self.y is not None:
+            arrays["y"] = self.y
+        for name, array in arrays.items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            if array.size:
+                digest.update(np.ascontiguousarray(array).data.cast("B"))
+        return digest.hexdigest()
+
 
 EMPTY = Split({})
 
@@ -66,14 +79,6 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash over all arrays: names, types, shapes and values."""
-        digest = hashlib.sha256()
-        for part in ("train", "val", "test"):
-            split: Split = getattr(self, part)
-            arrays = {f"x.{name}": x for name, x in split.inputs.items()}
-            if split.y is not None:
-                arrays["y"] = split.y
-            for name, array in arrays.items():
-                digest.update(f"{part}.{name} {array.dtype.str} {array.shape}\n".encode())
-                digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        return digest.hexdigest()
+        """Hash over the arrays of all parts."""
+        parts = (self.train, self.val, self.test)
+        return hashlib.sha256(" ".join(split.sha256 for split in parts).encode()).hexdigest()
