@@ -1,17 +1,20 @@
 """The op contract, device models, references, function bodies and sessions."""
 
+from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 from cnpass.runtime.devices import DeviceModel, LogNormal, device_names, get_device, make_device
 from cnpass.runtime.library import get_library_path, has_library
 from cnpass.runtime.reference import analog_conv, analog_matmul, program_weight, reference_ops
 from cnpass.runtime.session import Session
 
 __all__ = [
+    "BITWISE_OPSET",
     "DeviceModel",
     "LogNormal",
     "Session",
     "analog_conv",
     "analog_matmul",
     "device_names",
+    "function_bodies",
     "get_device",
     "get_library_path",
     "has_library",

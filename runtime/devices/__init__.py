@@ -49,19 +49,26 @@ def make_device(name: str, **parameters: float) -> DeviceModel:
 def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
     """The device model that an analog node's attributes name; None if its weight is programmed upstream.
 
+    Args:
+        attributes: by name, as Python values; text may be bytes. Those that are not the device's are ignored.
+
     Raises:
-        ModelError: `device` or one of the model's parameters is not there.
-        UsageError: see `make_device`.
+        ModelError: `device` or one of the model's parameters is not there, unknown or out of range.
     """
     name = attributes.get("device")
     if name is None:
         raise ModelError("attribute 'device' is missing")
+    if isinstance(name, bytes):
+        name = name.decode()
     if name == PROGRAMMED:
         return None
-    parameters = make_device(name).attributes()
-    if missing := [parameter for parameter in parameters if parameter not in attributes]:
-        raise ModelError(f"device {name!r} needs attribute {missing[0]!r}")
-    return make_device(name, **{parameter: attributes[parameter] for parameter in parameters})
+    try:
+        parameters = make_device(name).attributes()
+        if missing := [parameter for parameter in parameters if parameter not in attributes]:
+            raise ModelError(f"device {name!r} needs attribute {missing[0]!r}")
+        return make_device(name, **{parameter: attributes[parameter] for parameter in parameters})
+    except UsageError as error:
+        raise ModelError(str(error)) from None
 
 
 __all__ = [

@@ -63,6 +63,7 @@ def analog_model():
     """Builds a model of analog nodes in a row, as `map-crossbar` writes it, without function bodies.
 
     Each layer is (weight, bias or None, attributes); a weight of more than two axes makes AnalogConv.
+    `rank` is that of the model's input, by default the first weight's.
     """
 
     def build(
@@ -70,8 +71,10 @@ def analog_model():
         device: DeviceModel | None = MILD,
         seed: int = 2**40 + 17,
         opset: int = 18,
+        rank: int | None = None,
     ) -> onnx.ModelProto:
         nodes, constants = [], {}
+        rank = rank or layers[0][0].ndim
         common: dict[str, Any] = {"device": ops.PROGRAMMED} if device is None else {"device": device.name}
         common |= {"seed": seed, **({} if device is None else device.attributes())}
         for index, (weight, bias, attributes) in enumerate(layers):
@@ -94,7 +97,7 @@ def analog_model():
                     **attributes,
                 )
             )
-        model = _model(nodes, constants, opset, analog=True)
+        model = _model(nodes, constants, opset, rank)
         entry = model.metadata_props.add()
         entry.key, entry.value = ops.META_CHIP_INPUT, ops.CHIP_INPUT
         return model
@@ -102,14 +105,15 @@ def analog_model():
     return build
 
 
-def _model(nodes, constants, opset, *, analog=False):
+def _model(nodes, constants, opset, analog_rank=None):
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items() if name]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+    shape = None if analog_rank is None else [None] * analog_rank
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     opsets = [helper.make_opsetid("", opset)]
-    if analog:
+    if analog_rank is not None:
         inputs.append(helper.make_tensor_value_info(ops.CHIP_INPUT, TensorProto.INT64, []))
         initializers.append(numpy_helper.from_array(np.array(0), ops.CHIP_INPUT))
         opsets.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from cnpass.errors import ModelError, UsageError
+from cnpass.errors import ModelError
 from cnpass.runtime.devices import LogNormal, device_from_attributes
 from cnpass.runtime.ops import MAX_CHIP, explicit_conv_attributes
 from cnpass.runtime.philox import normals
@@ -89,5 +89,5 @@ def test_device_from_attributes():
         device_from_attributes({})
     with pytest.raises(ModelError, match="needs attribute 'sigma'"):
         device_from_attributes({"device": "lognormal"})
-    with pytest.raises(UsageError, match="'nonesuch' is unknown"):
-        device_from_attributes({"device": "nonesuch"})
+    with pytest.raises(ModelError, match="'nonesuch' is unknown"):
+        device_from_attributes({"device": b"nonesuch"})

@@ -1,0 +1,219 @@
+"""The contract of device models, as pytest tests that anyone can run on a model of their own.
+
+    class TestMine(DeviceContract):
+        @pytest.fixture(params=[0.1, 0.5])
+        def device(self, request):
+            return Mine(sigma=request.param)
+
+Statistical checks have fixed seeds, so they pass or fail for good. Each bound is 5 standard deviations of the
+figure that it checks: a correct model that draws other numbers misses one with a probability of 6e-7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+
+from cnpass.runtime import ops
+from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
+from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.library import WITHOUT_LIBRARY, has_library
+from cnpass.runtime.reference import program_weight
+from cnpass.runtime.session import Session
+
+DRAWS = 2**20
+DEVIATIONS = 5.0
+
+_CHIP = {"seed": 2**40 + 17, "stream": 3, "chip": 12}
+
+_PROGRAM = """
+import hashlib, importlib, json, sys
+import numpy as np
+from cnpass.runtime.reference import program_weight
+module, name, parameters, chip = json.loads(sys.argv[1])
+device = getattr(importlib.import_module(module), name)(**parameters)
+weight = np.linspace(-1, 1, 1000, dtype=np.float32)
+print(hashlib.sha256(program_weight(weight, device, **chip).tobytes()).hexdigest())
+"""
+
+
+class DeviceContract:
+    """Base of a test class; a subclass gives the fixture `device`, an instance with some variation.
+
+    Its parameters should leave the fourth moment well behaved (for `lognormal`, sigma up to 0.5), because the
+    bound on the standard deviation is estimated from it.
+    """
+
+    levels: ClassVar[tuple[float, ...]] = (-1.5, 0.25, 1.0)
+    """Weights whose programmed values are checked against the closed-form moments."""
+
+    in_ops: ClassVar[bool] = True
+    """Whether analog nodes can name the model; False for one that serves `device="programmed"`."""
+
+    def test_description(self, device: DeviceModel) -> None:
+        """Name, formula and source; for every parameter unit, help and a default within its range."""
+        description = type(device).describe()
+        assert description.name == type(device).name == description.name.lower()
+        assert all((description.summary, description.formula, description.source))
+        assert [field.name for field in description.fields] == list(device.attributes())
+        for field in description.fields:
+            assert field.unit, field.name
+            assert field.help, field.name
+            assert field.minimum is None or field.default >= field.minimum
+            assert field.maximum is None or field.default <= field.maximum
+
+    def test_parameters(self, device: DeviceModel) -> None:
+        """They round-trip, cannot be changed, must be known and within their range."""
+        make: Any = type(device)
+        assert make(**device.attributes()) == device
+        assert all(isinstance(value, float) for value in device.attributes().values())
+        for field in make.describe().fields:
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(device, field.name, field.default)
+            if field.minimum is not None:
+                with pytest.raises(ValidationError):
+                    make(**{field.name: field.minimum - 1})
+            with pytest.raises(ValidationError):
+                make(**{field.name: float("nan")})
+        with pytest.raises(ValidationError):
+            make(no_such_parameter=1.0)
+
+    def test_ideal_chip(self, device: DeviceModel) -> None:
+        """Chip -1 holds the nominal weights."""
+        weight = _weights()
+        chip = {**_CHIP, "chip": ops.IDEAL_CHIP}
+        np.testing.assert_array_equal(program_weight(weight, device, **chip), weight)
+
+    def test_same_bits_in_torch(self, device: DeviceModel) -> None:
+        """NumPy and torch program the same bits."""
+        torch = pytest.importorskip("torch")
+        weight = _weights()
+        expected = program_weight(weight, device, **_CHIP)
+        programmed = program_weight(torch.from_numpy(weight), device, **_CHIP, xp=torch).numpy()
+        assert expected.dtype == programmed.dtype == np.float32
+        np.testing.assert_array_equal(programmed.view(np.uint32), expected.view(np.uint32))
+
+    def test_same_bits_in_the_library(self, device: DeviceModel) -> None:
+        """The native op computes with the same bits."""
+        if not (self.in_ops and has_library()):
+            pytest.skip("the native library is not built, or has no such device")
+        weight = _weights()
+        programmed = _programmed_by_op(device, weight, bodies=False)
+        np.testing.assert_array_equal(programmed, program_weight(weight, device, **_CHIP))
+
+    def test_function_body(self, device: DeviceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The formula in ONNX ops agrees to 1e-5."""
+        if not self.in_ops:
+            pytest.skip("no analog node can name this device")
+        monkeypatch.setenv(WITHOUT_LIBRARY, "1")
+        weight = _weights()
+        programmed = _programmed_by_op(device, weight, bodies=True)
+        np.testing.assert_allclose(programmed, program_weight(weight, device, **_CHIP), rtol=1e-5, atol=1e-7)
+
+    def test_moments(self, device: DeviceModel) -> None:
+        """Mean and standard deviation of 2^20 devices match the closed forms."""
+        for stream, level in enumerate(self.levels):
+            weight = np.full(DRAWS, level, np.float32)
+            programmed = program_weight(weight, device, **{**_CHIP, "stream": stream}).astype(np.float64)
+            _check_moments(programmed, device, level)
+
+    def test_one_number_per_device(self, device: DeviceModel) -> None:
+        """Devices of one level differ: no draw per level, tensor or row."""
+        weight = np.ones((256, 256), np.float32)
+        programmed = program_weight(weight, device, **_CHIP)
+        assert len(np.unique(programmed)) > 0.95 * weight.size
+
+    def test_a_chip_is_one_draw_for_life(self, device: DeviceModel) -> None:
+        """Programming the same chip again gives the same bits, whatever was asked for in between."""
+        weight = _weights()
+        first = program_weight(weight, device, **_CHIP)
+        program_weight(weight, device, **{**_CHIP, "chip": 13})
+        np.testing.assert_array_equal(program_weight(weight, device, **_CHIP), first)
+
+    def test_every_process_makes_the_same_chip(self, device: DeviceModel) -> None:
+        """A chip is its number, in any process."""
+        make = type(device)
+        task = json.dumps([make.__module__, make.__qualname__, device.attributes(), _CHIP])
+        command = [sys.executable, "-c", _PROGRAM, task]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (our own code)
+        weight = np.linspace(-1, 1, 1000, dtype=np.float32)
+        expected = hashlib.sha256(program_weight(weight, device, **_CHIP).tobytes()).hexdigest()
+        assert run.stdout.strip() == expected
+
+    @pytest.mark.parametrize("change", [{"chip": 13}, {"stream": 4}, {"seed": 17}, {"copy": 1}])
+    def test_independent(self, device: DeviceModel, change: dict[str, int]) -> None:
+        """Another chip, weight, family or copy: no correlation over 2^20 devices."""
+        weight = np.full(DRAWS, self.levels[-1], np.float32)
+        mean, std = device.mean(self.levels[-1]), device.std(self.levels[-1])
+        one, other = (
+            (program_weight(weight, device, **where) - mean) / std for where in (_CHIP, {**_CHIP, **change})
+        )
+        assert abs(np.mean(one * other)) < DEVIATIONS / np.sqrt(DRAWS)
+
+    def test_neighbours_are_independent(self, device: DeviceModel) -> None:
+        """Devices next to each other, and those that share a Philox block, are not correlated."""
+        weight = np.full(DRAWS, self.levels[-1], np.float32)
+        programmed = program_weight(weight, device, **_CHIP).astype(np.float64)
+        deviation = (programmed - device.mean(self.levels[-1])) / device.std(self.levels[-1])
+        for lag in (1, 16, 32, 64):
+            correlation = np.mean(deviation[lag:] * deviation[:-lag])
+            assert abs(correlation) < DEVIATIONS / np.sqrt(DRAWS - lag), lag
+
+    def test_training_formula(self, device: DeviceModel) -> None:
+        """Noise for training has the same moments, repeats with its generator, lets gradients through."""
+        torch = pytest.importorskip("torch")
+        level = self.levels[-1]
+        weight = torch.full((DRAWS,), level, requires_grad=True)
+        one, again = (device.perturb(weight, torch.Generator().manual_seed(5)) for _ in range(2))
+        assert torch.equal(one, again)
+        _check_moments(one.detach().numpy().astype(np.float64), device, level)
+        (gradient,) = torch.autograd.grad(one.sum(), weight)
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().mean() > 0
+
+
+def _weights() -> np.ndarray:
+    """Weights of many sizes, not a multiple of a Philox group, with zeros of both signs."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((37, 29)) * 10.0 ** rng.uniform(-3, 1, (37, 29))).astype(np.float32)
+    weight[0, :2] = 0.0, -0.0
+    return weight
+
+
+def _check_moments(programmed: np.ndarray, device: DeviceModel, level: float) -> None:
+    """Compares a sample's mean and variance with the closed forms, by their standard errors."""
+    mean, std = float(device.mean(level)), float(device.std(level))
+    assert abs(programmed.mean() - mean) < DEVIATIONS * std / np.sqrt(programmed.size)
+    squares = (programmed - mean) ** 2
+    assert abs(squares.mean() - std**2) < DEVIATIONS * squares.std() / np.sqrt(programmed.size)
+
+
+def _programmed_by_op(device: DeviceModel, weight: np.ndarray, *, bodies: bool) -> np.ndarray:
+    """What AnalogMatMul computes with, read out by multiplying the unit matrix."""
+    attributes: dict[str, Any] = {"device": device.name, **device.attributes()}
+    attributes |= {"seed": _CHIP["seed"], "stream": _CHIP["stream"]}
+    node = helper.make_node(
+        ops.ANALOG_MATMUL, ["x", "w", ops.CHIP_INPUT], ["y"], domain=ops.DOMAIN, **attributes
+    )
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None]),
+        helper.make_tensor_value_info(ops.CHIP_INPUT, TensorProto.INT64, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None])]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array(0), ops.CHIP_INPUT)]
+    opsets = [helper.make_opsetid("", BITWISE_OPSET), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
+    graph = helper.make_graph([node], "device", inputs, outputs, constants)
+    model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    helper.set_model_props(model, {ops.META_CHIP_INPUT: ops.CHIP_INPUT})
+    if bodies:
+        model.functions.extend(function_bodies([node], BITWISE_OPSET))
+    return Session(model).run(np.eye(len(weight), dtype=np.float32), chip=_CHIP["chip"])[0]
