@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "conv_geometry.h"
+#include "conv_input.h"
 #include "op.h"
 #include "weights.h"
 
@@ -18,16 +19,6 @@ constexpr int64_t kRowBlock = 252;  // a multiple of tile_rows of every instruct
 // Up to this many filters in a group, copying the columns would cost more than what multiplies them.
 constexpr int64_t kMaxDirectFilters = 2;
 constexpr int64_t kDirectRun = 1024;  // positions computed in one go, unless a single row is longer
-
-// Images are padded in portions of about this many floats (at least one image).
-constexpr int64_t kPaddedFloats = 1 << 20;
-
-// Images of the input, padded if need be, in memory from which the kernels may read past the end.
-struct Images {
-  const float* data;
-  int64_t count;
-  int64_t readable;  // floats from `data` on
-};
 
 class AnalogConv : public Op {
  public:
@@ -53,7 +44,7 @@ class AnalogConv : public Op {
         });
     float* y = call.output(g.output_dims);
     const Plan plan(g, packed->data(), bias ? bias->floats() : nullptr);
-    for_images(call, g, x.floats(), direct, [&](const Images& images, int64_t first) {
+    for_images(call, g, plan.layout, x.floats(), direct, [&](const Images& images, int64_t first) {
       float* target = y + first * g.filters * plan.positions;
       direct ? plan.correlate(call, images, target) : plan.multiply(call, images, target);
     });
@@ -68,7 +59,8 @@ class AnalogConv : public Op {
     void correlate(const Call& call, const Images& images, float* y) const;
 
     const ConvGeometry& g;
-    int64_t positions;  // per image and filter
+    const InputLayout layout;
+    const int64_t positions;  // per image and filter
 
    private:
     void multiply_block(const Images& images, int64_t group, int64_t row, int64_t column, int64_t width,
@@ -78,10 +70,9 @@ class AnalogConv : public Op {
     const float* weights_;
     const float* bias_;
     int64_t group_filters_;
-    int64_t image_stride_;
     int64_t group_stride_;
-    Axes output_;  // g.output, neighbouring rows joined where they follow each other in memory
-    Axes step_;
+    Axes output_;      // g.output, neighbouring rows joined where they follow each other in memory
+    int64_t step_[2];  // floats between neighbouring outputs along the first two axes
     std::vector<int64_t> taps_;
   };
 
@@ -100,76 +91,34 @@ class AnalogConv : public Op {
     return matrix;
   }
 
-  // Calls use(images, index of the first one) for all images in turn.
-  template <class Use>
-  static void for_images(const Call& call, const ConvGeometry& g, const float* x, bool copy, const Use& use) {
-    const int64_t image = g.channels * g.input[0] * g.input[1] * g.input[2];
-    if (!g.has_padding() && !copy) {
-      if (g.images > 0) use(Images{x, g.images, g.images * image}, 0);
-      return;
-    }
-    const int64_t padded = g.channels * g.padded[0] * g.padded[1] * g.padded[2];
-    const int64_t portion = std::min(g.images, std::max<int64_t>(1, kPaddedFloats / padded));
-    Buffer buffer(portion * padded + kSlack);
-    std::fill_n(buffer.data() + portion * padded, kSlack, 0.0f);
-    for (int64_t first = 0; first < g.images; first += portion) {
-      const int64_t count = std::min(portion, g.images - first);
-      parallel_if_worth(call, count * g.channels, count * padded, [&](int64_t i) {
-        pad_channel(g, x + first * image + i * (image / g.channels),
-                    buffer.data() + i * (padded / g.channels));
-      });
-      use(Images{buffer.data(), count, count * padded + kSlack}, first);
-    }
-  }
-
-  static void pad_channel(const ConvGeometry& g, const float* source, float* target) {
-    const int64_t plane = g.padded[1] * g.padded[2];
-    std::memset(target, 0, static_cast<size_t>(g.padded[0] * plane) * sizeof(float));
-    for (int64_t d = 0; d < g.input[0]; ++d) {
-      for (int64_t h = 0; h < g.input[1]; ++h) {
-        std::memcpy(
-            target + (g.pad_begin[0] + d) * plane + (g.pad_begin[1] + h) * g.padded[2] + g.pad_begin[2],
-            source, static_cast<size_t>(g.input[2]) * sizeof(float));
-        source += g.input[2];
-      }
-    }
-  }
-
   ConvAttributes attributes_;
   Weights weights_;
 };
 
 AnalogConv::Plan::Plan(const ConvGeometry& geometry, const float* weights, const float* bias)
     : g(geometry),
+      layout(g),
       positions(g.output[0] * g.output[1] * g.output[2]),
       weights_(weights),
       bias_(bias),
       group_filters_(g.filters / g.groups),
-      output_(g.output) {
-  const int64_t row = g.padded[2];
-  const int64_t plane = g.padded[1] * row;
-  const int64_t channel = g.padded[0] * plane;
+      group_stride_(g.channels / g.groups * layout.channel),
+      output_(g.output),
+      step_{g.stride[0] * layout.plane, g.stride[1] * layout.row} {
   const int64_t group_channels = g.channels / g.groups;
-  image_stride_ = g.channels * channel;
-  group_stride_ = group_channels * channel;
-  step_ = {g.stride[0] * plane, g.stride[1] * row, g.stride[2]};
   taps_.reserve(static_cast<size_t>(group_channels * g.kernel[0] * g.kernel[1] * g.kernel[2]));
   for (int64_t c = 0; c < group_channels; ++c) {
     for (int64_t d = 0; d < g.kernel[0]; ++d) {
       for (int64_t h = 0; h < g.kernel[1]; ++h) {
         for (int64_t w = 0; w < g.kernel[2]; ++w) {
-          taps_.push_back(c * channel + d * g.dilation[0] * plane + h * g.dilation[1] * row +
-                          w * g.dilation[2]);
+          taps_.push_back(c * layout.channel + d * g.dilation[0] * layout.plane +
+                          h * g.dilation[1] * layout.row + layout.in_row(w * g.dilation[2]));
         }
       }
     }
   }
-  for (int axis : {1, 0}) {  // rows into the last axis, then planes
-    if (step_[axis] == output_[2] * step_[2] && (axis == 1 || output_[1] == 1)) {
-      output_[2] *= output_[axis];
-      output_[axis] = 1;
-    }
-  }
+  if (step_[1] == output_[2]) output_ = {output_[0], 1, output_[1] * output_[2]};
+  if (step_[0] == output_[2] && output_[1] == 1) output_ = {1, 1, output_[0] * output_[2]};
 }
 
 void AnalogConv::Plan::multiply(const Call& call, const Images& images, float* y) const {
@@ -198,9 +147,9 @@ void AnalogConv::Plan::multiply_block(const Images& images, int64_t group, int64
   const Patches patches{images.data + group * group_stride_,
                         images.readable - group * group_stride_,
                         taps_.data(),
-                        image_stride_,
+                        layout.image,
                         {output_[0], output_[1], output_[2]},
-                        {step_[0], step_[1], step_[2]}};
+                        {step_[0], step_[1]}};
   const float* weights = weights_ + group * group_filters_ * depth;
   for (int64_t first = 0; first < depth; first += kDepthBlock) {
     const int64_t block = std::min(kDepthBlock, depth - first);
@@ -226,8 +175,7 @@ void AnalogConv::Plan::correlate(const Call& call, const Images& images, float* 
   const int64_t products = images.count * g.filters * positions * static_cast<int64_t>(taps_.size());
   parallel_if_worth(call, images.count * g.filters, products, [&](int64_t i) {
     const int64_t filter = i % g.filters;
-    const float* input =
-        images.data + i / g.filters * image_stride_ + filter / group_filters_ * group_stride_;
+    const float* input = images.data + i / g.filters * layout.image + filter / group_filters_ * group_stride_;
     correlate_filter(input, filter, y + i * positions);
   });
 }
@@ -236,8 +184,8 @@ void AnalogConv::Plan::correlate_filter(const float* input, int64_t filter, floa
   const int64_t depth = static_cast<int64_t>(taps_.size());
   const float* weights = weights_ + filter * depth;
   const float bias = bias_ != nullptr ? bias_[filter] : 0.0f;
-  // At step 1, several rows are computed in one go, together with the padding between them.
-  const bool joined = step_[2] == 1 && step_[1] <= kDirectRun && g.stride[1] == 1;
+  // Short rows are computed several in one go, together with the padding between them.
+  const bool joined = step_[1] <= kDirectRun && g.stride[1] == 1;
   const int64_t rows_at_once = joined ? std::min(output_[1], std::max<int64_t>(1, kDirectRun / step_[1])) : 1;
   thread_local Buffer run_buffer;
   float* run = run_buffer.reserve(rows_at_once * std::max(step_[1], output_[2]) + kSlack);
@@ -245,7 +193,7 @@ void AnalogConv::Plan::correlate_filter(const float* input, int64_t filter, floa
     for (int64_t row = 0; row < output_[1]; row += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, output_[1] - row);
       kernels().matrix.correlate(input + plane * step_[0] + row * step_[1], taps_.data(), weights, depth,
-                                 step_[2], (rows - 1) * step_[1] + output_[2], bias, run);
+                                 (rows - 1) * step_[1] + output_[2], bias, run);
       for (int64_t r = 0; r < rows; ++r, y += output_[2]) {
         std::memcpy(y, run + r * step_[1], static_cast<size_t>(output_[2]) * sizeof(float));
       }

@@ -113,9 +113,10 @@ ConvGeometry ConvAttributes::geometry(const Dims& input, const Dims& weight) con
     }
     g.output[i] = (g.padded[i] - reach) / g.stride[i] + 1;
     g.output_dims.push_back(g.output[i]);
+    if (g.output[i] == 1) g.stride[i] = 1;  // never taken, however long
   }
   element_count(g.output_dims);
-  element_count({g.channels, g.padded[0], g.padded[1], g.padded[2]});
+  element_count({g.channels, g.padded[0], g.padded[1], g.padded[2] + g.stride[2]});
   return g;
 }
 

@@ -23,8 +23,6 @@ struct ConvGeometry {
   Axes padded;  // size of the input with its padding
   Axes output;
   Dims output_dims;
-
-  bool has_padding() const { return padded != input; }
 };
 
 class ConvAttributes {

@@ -39,7 +39,7 @@ struct Patches {
   const int64_t* taps;   // offsets of the taps
   int64_t image_stride;  // floats between images
   int64_t size[3];       // output positions along each axis
-  int64_t step[3];       // floats between neighbouring positions along each axis
+  int64_t step[2];       // floats between neighbouring positions along the first two axes; 1 along the last
 };
 
 // The same bits for any split of rows or columns, not the same on every instruction set.
@@ -57,10 +57,10 @@ struct MatrixKernels {
   // c (+)= a b for packed a and b; writes whole panels of columns.
   void (*multiply)(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
                    bool accumulate, float* c, int64_t c_stride);
-  // out[i] = bias + sum over k of weights[k] * input[taps[k] + i * step]. At step 1 it reads
-  // and writes up to kSlack values more than `count`.
+  // out[i] = bias + sum over k of weights[k] * input[taps[k] + i], for i in [0, count). Reads and writes up
+  // to kSlack values more.
   void (*correlate)(const float* input, const int64_t* taps, const float* weights, int64_t depth,
-                    int64_t step, int64_t count, float bias, float* out);
+                    int64_t count, float bias, float* out);
 };
 
 constexpr int64_t kSlack = 64;  // at least tile_columns of every instruction set

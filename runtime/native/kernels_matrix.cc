@@ -86,7 +86,7 @@ void pack_rows(const float* source, int64_t stride, int64_t rows, int64_t depth,
   }
 }
 
-// Columns of one panel whose values lie at equal distances in the input.
+// Columns of one panel whose values follow each other in the input.
 struct Run {
   int64_t source;  // offset of the first value at a tap of offset 0
   int64_t first;   // column in the panel
@@ -102,7 +102,7 @@ int split_into_runs(const Patches& p, int64_t column, int64_t columns, Run* runs
     const int64_t position = (column + done) % image;
     const int64_t x = position % row;
     runs[count].source = (column + done) / image * p.image_stride + position / plane * p.step[0] +
-                         position % plane / row * p.step[1] + x * p.step[2];
+                         position % plane / row * p.step[1] + x;
     runs[count].first = done;
     runs[count].length = smaller(row - x, columns - done);
     done += runs[count].length;
@@ -122,14 +122,13 @@ void copy_runs(const Patches& p, const Run* runs, int count, const int64_t* taps
   }
 }
 
-void gather_runs(const Patches& p, const Run* runs, int count, const int64_t* taps, int64_t depth,
-                 float* out) {
-  const int64_t step = p.step[2];
+// The same without reading past a run.
+void copy_runs_exactly(const Patches& p, const Run* runs, int count, const int64_t* taps, int64_t depth,
+                       float* out) {
   for (int64_t k = 0; k < depth; ++k, out += kColumns) {
-    int64_t column = 0;
     for (int i = 0; i < count; ++i) {
       const float* source = p.input + taps[k] + runs[i].source;
-      for (int64_t j = 0; j < runs[i].length; ++j) out[column++] = source[j * step];
+      for (int64_t j = 0; j < runs[i].length; ++j) out[runs[i].first + j] = source[j];
     }
   }
 }
@@ -149,8 +148,8 @@ void pack_patches(const Patches& p, int64_t column, int64_t columns, int64_t fir
       longest = runs[i].length > longest ? runs[i].length : longest;
       end = runs[i].source + reach > end ? runs[i].source + reach : end;
     }
-    if (p.step[2] != 1 || end + kColumns > p.readable) {
-      gather_runs(p, runs, count, taps, depth, out);
+    if (end + kColumns > p.readable) {
+      copy_runs_exactly(p, runs, count, taps, depth, out);
     } else if (longest <= 4) {
       copy_runs<4>(p, runs, count, taps, depth, out);
     } else if (longest <= 8 || kColumns == 8) {
@@ -163,7 +162,7 @@ void pack_patches(const Patches& p, int64_t column, int64_t columns, int64_t fir
   }
 }
 
-// kWidth vectors of sums at once, at step 1.
+// kWidth vectors of sums at once.
 template <int kWidth>
 void correlate_vectors(const float* input, const int64_t* taps, const float* weights, int64_t depth,
                        float bias, float* out) {
@@ -182,37 +181,13 @@ void correlate_vectors(const float* input, const int64_t* taps, const float* wei
   for (int i = 0; i < kWidth; ++i) store(out + i * kVector, total[i] + bias);
 }
 
-// `lanes` sums at once, at any step.
-inline __attribute__((always_inline)) void correlate_lanes(const float* input, const int64_t* taps,
-                                                           const float* weights, int64_t depth, int64_t step,
-                                                           int64_t lanes, float bias, float* out) {
-  float total[kVector] = {};
-  for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock) {
-    float sums[kVector] = {};
-    const int64_t end = smaller(depth, k0 + kDepthBlock);
-    for (int64_t k = k0; k < end; ++k) {
-      const float* source = input + taps[k];
-      for (int64_t i = 0; i < lanes; ++i) sums[i] += weights[k] * source[i * step];
-    }
-    for (int64_t i = 0; i < lanes; ++i) total[i] += sums[i];
-  }
-  for (int64_t i = 0; i < lanes; ++i) out[i] = total[i] + bias;
-}
-
-void correlate(const float* input, const int64_t* taps, const float* weights, int64_t depth, int64_t step,
-               int64_t count, float bias, float* out) {
+void correlate(const float* input, const int64_t* taps, const float* weights, int64_t depth, int64_t count,
+               float bias, float* out) {
   int64_t i = 0;
-  if (step == 1) {
-    for (; i + 3 * kVector < count; i += 4 * kVector) {
-      correlate_vectors<4>(input + i, taps, weights, depth, bias, out + i);
-    }
-    for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
-    return;
+  for (; i + 3 * kVector < count; i += 4 * kVector) {
+    correlate_vectors<4>(input + i, taps, weights, depth, bias, out + i);
   }
-  for (; i + kVector <= count; i += kVector) {
-    correlate_lanes(input + i * step, taps, weights, depth, step, kVector, bias, out + i);
-  }
-  if (i < count) correlate_lanes(input + i * step, taps, weights, depth, step, count - i, bias, out + i);
+  for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
 }
 
 }  // namespace

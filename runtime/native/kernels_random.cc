@@ -27,23 +27,25 @@ inline uint32_t as_bits(float value) {
 
 // The four words of blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy as 1,
 // 2, 3").
-inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t x[4][kLanes]) {
+inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t* __restrict x0,
+                                                  uint32_t* __restrict x1, uint32_t* __restrict x2,
+                                                  uint32_t* __restrict x3) {
   for (int i = 0; i < kLanes; ++i) {
-    x[0][i] = static_cast<uint32_t>(block + i);
-    x[1][i] = draws.copy << 16 | static_cast<uint32_t>((block + i) >> 32);
-    x[2][i] = draws.chip;
-    x[3][i] = draws.purpose << 24 | draws.stream;
+    x0[i] = static_cast<uint32_t>(block + i);
+    x1[i] = draws.copy << 16 | static_cast<uint32_t>((block + i) >> 32);
+    x2[i] = draws.chip;
+    x3[i] = draws.purpose << 24 | draws.stream;
   }
   uint32_t key0 = static_cast<uint32_t>(draws.seed);
   uint32_t key1 = static_cast<uint32_t>(draws.seed >> 32);
   for (int round = 0; round < 10; ++round) {
     for (int i = 0; i < kLanes; ++i) {
-      const uint64_t p0 = uint64_t{0xD2511F53u} * x[0][i];
-      const uint64_t p1 = uint64_t{0xCD9E8D57u} * x[2][i];
-      x[0][i] = static_cast<uint32_t>(p1 >> 32) ^ x[1][i] ^ key0;
-      x[2][i] = static_cast<uint32_t>(p0 >> 32) ^ x[3][i] ^ key1;
-      x[1][i] = static_cast<uint32_t>(p1);
-      x[3][i] = static_cast<uint32_t>(p0);
+      const uint64_t p0 = uint64_t{0xD2511F53u} * x0[i];
+      const uint64_t p1 = uint64_t{0xCD9E8D57u} * x2[i];
+      x0[i] = static_cast<uint32_t>(p1 >> 32) ^ x1[i] ^ key0;
+      x2[i] = static_cast<uint32_t>(p0 >> 32) ^ x3[i] ^ key1;
+      x1[i] = static_cast<uint32_t>(p1);
+      x3[i] = static_cast<uint32_t>(p0);
     }
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
@@ -119,7 +121,7 @@ inline __attribute__((always_inline)) void box_muller(const uint32_t* radius, co
 inline __attribute__((always_inline)) void fill_group(const Draws& draws, uint64_t group,
                                                       float* __restrict out) {
   uint32_t x[4][kLanes];
-  philox(draws, group * kLanes, x);
+  philox(draws, group * kLanes, x[0], x[1], x[2], x[3]);
   box_muller(x[0], x[1], out, out + kLanes);
   box_muller(x[2], x[3], out + 2 * kLanes, out + 3 * kLanes);
 }

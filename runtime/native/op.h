@@ -19,7 +19,7 @@ std::unique_ptr<Op> make_analog_matmul(const NodeInfo& node);
 // The single number of the input `chip`.
 int64_t read_chip(const Tensor& chip);
 
-// Products of one unit of parallel work that outweigh handing it to a thread.
+// Products (or copies) that outweigh handing a part of them to a thread.
 constexpr int64_t kWorthAThread = 1 << 16;
 
 // Runs body(i) for i in [0, count), on the session's threads if `products` in all are worth it.
