@@ -62,7 +62,8 @@ def free(proto: ModelProto, shapes: Shapes) -> ModelProto:
     while name in _dim_names(freed.graph):
         name += "_"
     for value in (*_data_inputs(freed.graph), *freed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = name
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = name
     del freed.graph.value_info[:]
     return freed
 
@@ -108,10 +109,6 @@ class _Walk:
         for value in self.graph.output:
             if value.name not in self.batched:
                 raise NotFreeableError(f"output '{value.name}' does not depend on the input")
-            if not value.type.tensor_type.HasField("shape"):
-                value.type.tensor_type.shape.CopyFrom(
-                    helper.make_tensor_type_proto(1, self.shapes[value.name]).tensor_type.shape
-                )
         kept = [_copy(node) for node in nodes]
         del self.graph.node[:]
         self.graph.node.extend(kept)

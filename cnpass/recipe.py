@@ -25,6 +25,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(
         frozen=True,
+        defer_build=True,
         extra="forbid",
         populate_by_name=True,
         alias_generator=lambda name: name.replace("_", "-"),
@@ -194,3 +195,18 @@ class InspectRecipe(Recipe):
 
     tile_rows: int = Field(default=256, ge=1, description="rows of a crossbar tile")
     tile_cols: int = Field(default=256, ge=1, description="columns of a crossbar tile")
+
+
+class RewriteRecipe(Recipe):
+    """Options of ``rewrite``."""
+
+    verb: ClassVar[str] = "rewrite"
+
+    pipeline: str = Field(
+        default="fold-batch-norm,map-crossbar",
+        description="passes to run, such as fold-batch-norm,map-crossbar{sigma=0.3}",
+        json_schema_extra={"short": "-p"},
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="seed of the chips, for passes that do not state theirs"
+    )

@@ -23,6 +23,7 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(
         frozen=True,
+        defer_build=True,
         extra="forbid",
         populate_by_name=True,
         allow_inf_nan=False,

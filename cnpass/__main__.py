@@ -1,0 +1,78 @@
+"""The command ``cnpass``: one line and a documented exit code for whatever goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import cast
+
+INTERNAL = 70
+INTERRUPTED = 130
+TERMINATED = 143
+PIPE_CLOSED = 141
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone
+        code = PIPE_CLOSED
+    except KeyboardInterrupt:
+        code = _say("interrupted", INTERRUPTED)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        place = f"{error.filename}: " if error.filename else ""
+        code = _say("error: " + place + ("the disk is full" if full else str(error.strerror or error)), 2)
+    except MemoryError:
+        code = _say("error: out of memory", INTERNAL)
+    except Exception as error:  # noqa: BLE001 (the last resort: one line, and the trace for who asks)
+        code = _internal(error)
+    if code == PIPE_CLOSED:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run() -> int:
+    import typer
+
+    from cnpass.cli.app import app
+    from cnpass.errors import CnpassError
+
+    # The base of all errors in arguments; where it lives differs between versions of typer.
+    usage = cast("type[Exception]", typer.BadParameter.__mro__[2])
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except typer.Abort:
+        return _say("interrupted", INTERRUPTED)
+    except CnpassError as error:
+        return _say(f"error: {error}", error.exit_code)
+    except usage as error:
+        return _say(f"error: {getattr(error, 'format_message', error.__str__)()}", 2)
+
+
+def _internal(error: Exception) -> int:
+    if {"-v", "--verbose"}.intersection(sys.argv):
+        traceback.print_exc()
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119 (no more imports down here)
+    return _say(f"internal error: {type(error).__name__}: {error} ({place}; -v shows the trace)", INTERNAL)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"cnpass: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201 (the last word)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
+
+
+if __name__ == "__main__":
+    main()

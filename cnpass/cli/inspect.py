@@ -1,0 +1,74 @@
+"""``cnpass inspect``: what of a model is analog, why, and what hardware that takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnpass.cli.console import Console, Format, percent
+from cnpass.cli.verbs import ForceOption, ModelArgument
+from cnpass.files import check_output, write_text
+from cnpass.recipe import InspectRecipe
+from cnpass.records import InspectRecord
+
+
+def run(
+    model: ModelArgument,
+    *,
+    console: Console,
+    recipe: InspectRecipe,
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", help="also write the analog/digital split as JSON", show_default=False),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """List the nodes that would run on crossbars, those that stay digital, and why."""
+    from cnpass.inspection import inspect
+
+    if split is not None:
+        check_output(split, force=force)
+    record = inspect(model, tile_rows=recipe.tile_rows, tile_cols=recipe.tile_cols)
+    if split is not None:
+        write_text(split, split_text(record), force=force)
+        console.note(f"wrote {split}")
+    if console.form is Format.JSON:
+        console.json(record.to_json())
+        return
+    console.table(
+        ("node", "op", "domain", ">rows", ">cols", ">groups", ">tiles", ">params", ">MACs", "reason"),
+        (
+            (n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, n.tiles, n.params, n.macs, n.reason)
+            for n in record.nodes
+        ),
+    )
+    total = record.totals
+    console.line()
+    console.table(
+        ("total", ">"),
+        (
+            ("analog nodes", total.analog),
+            ("digital nodes", total.digital),
+            ("parameters", total.params),
+            ("parameters on crossbars", total.analog_params),
+            ("MACs per inference", total.macs),
+            ("MACs on crossbars", total.analog_macs),
+            (f"tiles of {total.tile_rows} x {total.tile_cols}", total.tiles),
+            ("cells used", f"{total.cells_used} of {total.cells}"),
+            ("utilisation", percent(total.utilisation)),
+            ("ADC conversions per inference", total.adc_conversions),
+        ),
+    )
+
+
+def split_text(record: InspectRecord) -> str:
+    """The analog/digital split: per node its domain and the reason, without hardware figures."""
+    nodes = [
+        {"name": node.name, "op_type": node.op_type, "domain": node.domain, "reason": node.reason}
+        for node in record.nodes
+    ]
+    document = {"schema": 1, "model": record.model.model_dump(), "nodes": nodes}
+    return json.dumps(document, indent=2) + "\n"

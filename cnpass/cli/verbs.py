@@ -1,0 +1,160 @@
+"""Verbs from functions: a verb's flags come from the fields of its recipe, so that they are declared once."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic import BeforeValidator
+
+from cnpass.cli.console import Console, Format
+from cnpass.files import check_output, write_text
+from cnpass.recipe import Recipe
+
+PANEL = "Recipe options"
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file", show_default=False)]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="file to write (default: beside MODEL)", show_default=False),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="overwrite files that exist")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", help="folder that keeps the run's state (default: beside MODEL)", show_default=False
+    ),
+]
+RestartOption = Annotated[
+    bool,
+    typer.Option("--restart/--resume", help="drop what an earlier run left, or go on from it"),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="print the plan with a reason per node, and change nothing")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="how data are printed")]
+VerboseOption = Annotated[
+    bool, typer.Option("-v", "--verbose", help="more detail, and traces of internal errors")
+]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="TOML file with options; flags win over it", show_default=False),
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option("--save-config", help="write the recipe that repeats this run", show_default=False),
+]
+
+Verb = Callable[..., None]
+
+
+def verb(
+    app: typer.Typer, *, name: str | None = None, recipe: type[Recipe] | None = None
+) -> Callable[[Verb], Verb]:
+    """Make a function a verb.
+
+    The function takes a ``console``, and a ``recipe`` if its type is given; its other parameters are
+    typer's. Added are ``--format``, ``-v``, ``-q``, and for recipes ``--recipe``, ``--save-config`` and a
+    flag per field.
+    """
+
+    def decorate(function: Verb) -> Verb:
+        own = inspect.signature(function, eval_str=True).parameters
+        parameters = [p for key, p in own.items() if key not in {"console", "recipe"}]
+        fields = {} if recipe is None else _flags(recipe)
+        parameters += [_parameter(key, annotation, None) for key, annotation in fields.items()]
+        if recipe is not None:
+            parameters += [
+                _parameter("recipe_file", RecipeOption, None),
+                _parameter("save_config", SaveOption, None),
+            ]
+        parameters += [
+            _parameter("format_", FormatOption, Format.TABLE),
+            _parameter("verbose", VerboseOption, False),
+            _parameter("quiet", QuietOption, False),
+        ]
+
+        def command(**values: Any) -> None:
+            console = Console(values.pop("format_"), verbose=values.pop("verbose"), quiet=values.pop("quiet"))
+            if recipe is not None:
+                flags = {key: _clean(values.pop(key)) for key in fields}
+                values["recipe"] = recipe.build(values.pop("recipe_file"), flags)
+                _save(values["recipe"], values.pop("save_config"), force=bool(values.get("force")))
+            function(console=console, **values)
+
+        command.__doc__ = function.__doc__
+        command.__name__ = function.__name__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name=name)(command)
+        return function
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _save(recipe: Recipe, path: Path | None, *, force: bool) -> None:
+    if path is not None:
+        check_output(path, force=force)
+        write_text(path, f"# cnpass {recipe.verb} --recipe {path.name}\n{recipe.to_toml()}")
+
+
+def _clean(value: Any) -> Any:
+    """Typer gives an empty list for a repeatable flag that was not given."""
+    return None if value == [] else value
+
+
+def _flags(recipe: type[Recipe]) -> Mapping[str, Any]:
+    """A typer annotation per field. What typer has no type for travels as text, for pydantic to read."""
+    flags = {}
+    for name, field in recipe.model_fields.items():
+        flag = f"--{recipe.flag(name)}"
+        kind = _kind(field.annotation)
+        declared = f"{flag}/--no-{recipe.flag(name)}" if kind is bool else flag
+        short = field.json_schema_extra.get("short") if isinstance(field.json_schema_extra, dict) else None
+        help_text = field.description or ""
+        if field.default not in (None, {}):
+            help_text += f" (default: {_shown(field.default)})"
+        option = typer.Option(
+            *([str(short)] if short else []),
+            declared,
+            help=help_text,
+            show_default=False,
+            rich_help_panel=PANEL,
+            metavar=_META[kind],
+        )
+        flags[name] = Annotated[kind | None, option]
+    return flags
+
+
+_META: dict[Any, str | None] = {int: "N", float: "X", str: "TEXT", bool: None, list[str]: "NAME=VALUE"}
+
+
+def _kind(annotation: Any) -> Any:
+    """The type in which typer takes a field: int, float, bool, repeatable text, or text."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return _kind(next(part for part in arguments if part is not types.NoneType))
+    if get_origin(annotation) is Annotated:
+        return str if any(isinstance(part, BeforeValidator) for part in arguments) else _kind(arguments[0])
+    if get_origin(annotation) is dict:
+        return list[str]
+    if annotation in {bool, int, float}:
+        return annotation
+    return str
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple):
+        return ",".join(f"{value:g}" for value in default)
+    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,0 +1,143 @@
+"""``evaluate``: figures of a model over chips, as a record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cnpass import data as datasets
+from cnpass.data import Dataset
+from cnpass.document import Document
+from cnpass.errors import UsageError
+from cnpass.evaluation.montecarlo import MonteCarlo, analog_attributes
+from cnpass.progress import Progress
+from cnpass.recipe import EvaluateRecipe
+from cnpass.records import DataInfo, EvaluateRecord, ModelInfo
+from cnpass.runfolder import RunFolder
+from cnpass.runtime.devices import DeviceModel, get_device, make_device
+from cnpass.runtime.ops import PROGRAMMED
+
+DEFAULT_DEVICE = "lognormal"
+DEFAULT_SIGMAS = (0.1, 0.3, 0.5)
+
+
+def evaluate(
+    model: str | Path | onnx.ModelProto | Document,
+    data: str | Path | None = None,
+    *,
+    recipe: EvaluateRecipe | None = None,
+    run: str | Path | None = None,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> EvaluateRecord:
+    """Measure a model on simulated analog chips.
+
+    Args:
+        model: any ONNX model; one that is not mapped to analog chips yet is mapped in memory.
+        data: NPZ file, folder, or ``package.module:function``; default: the NPZ of the model's name beside
+            it, else random inputs.
+        recipe: all options; default: every default.
+        run: folder that keeps finished chips, so that a killed run goes on; default: none is kept.
+        restart: drop what that folder holds.
+        progress: told what happens; default: silence.
+        options: single options of ``EvaluateRecipe``, which win over the recipe: ``sigma=(0.3, 0.5)``.
+
+    Returns:
+        The record; with the same seed the same, but for ``seconds``.
+
+    Raises:
+        UsageError: an option, or the run folder belongs to other inputs.
+        ModelError: the model is invalid, or no node of it can run on a crossbar.
+        DataError: the data do not fit.
+    """
+    start = time.perf_counter()
+    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    chosen = EvaluateRecipe.build(None, given | options | ({} if data is None else {"data": str(data)}))
+    progress = progress or Progress()
+    document = _document(model)
+    devices = chosen_devices(chosen, document)
+    dataset = datasets.prepare(document.proto, document.path, chosen, parts=("test",))
+    _tell(dataset, progress)
+    split = dataset.test if chosen.limit is None else dataset.test.take(slice(chosen.limit))
+    identity = {"model": document.sha256, "data": split.sha256}
+    with (
+        RunFolder(Path(run), "evaluate", identity, restart=restart) if run else nullcontext() as folder,
+        MonteCarlo(
+            document,
+            split,
+            workers=chosen.workers,
+            folder=folder.path / "scratch" if folder else None,
+            progress=progress,
+        ) as chips,
+    ):
+        store = folder.journal("chips") if folder else None
+        targets = [chips.prepare(document, device, chosen.seed) for device in devices]
+        numbers = range(chosen.chips)
+        with progress.task("chips", len(numbers) * len(targets)) as task:
+            points = [
+                chips.point(target, numbers, store=store, until_ci=chosen.until_ci, task=task)
+                for target in targets
+            ]
+        return EvaluateRecord(
+            model=ModelInfo(
+                path=None if document.path is None else str(document.path),
+                sha256=document.sha256,
+                opset=document.opset,
+            ),
+            data=DataInfo(name=dataset.name, sha256=split.sha256, notes=list(dataset.notes)),
+            metric=chips.metric,
+            n=len(split),
+            clean=chips.clean,
+            points=points,
+            notes=chips.notes,
+            seconds=round(time.perf_counter() - start, 3),
+        )
+
+
+def _document(model: str | Path | onnx.ModelProto | Document) -> Document:
+    if isinstance(model, Document):
+        return model
+    return Document.from_proto(model) if isinstance(model, onnx.ModelProto) else Document.load(model)
+
+
+def _tell(dataset: Dataset, progress: Progress) -> None:
+    for note in dataset.notes:
+        (progress.warn if dataset.random else progress.note)(note)
+
+
+def chosen_devices(recipe: EvaluateRecipe, document: Document) -> list[DeviceModel | None]:
+    """The device models that a recipe asks for, one per point; None for the one that a mapped model has.
+
+    Raises:
+        UsageError: the device model is unknown, or has no such parameter.
+    """
+    attributes = analog_attributes(document)
+    asked = recipe.device is not None or recipe.sigma is not None or bool(recipe.param)
+    if attributes is not None and not asked:
+        return [None]
+    name = recipe.device or (DEFAULT_DEVICE if attributes is None else str(attributes["device"]))
+    if name == PROGRAMMED:
+        raise UsageError(
+            "the model's weights are programmed by nodes of its own; --sigma and --param do not apply"
+        )
+    if recipe.sigma is not None:
+        return list(_swept(name, recipe.param, recipe.sigma))
+    if "sigma" in _parameters(name) and "sigma" not in recipe.param:
+        return list(_swept(name, recipe.param, DEFAULT_SIGMAS))
+    return [make_device(name, **recipe.param)]
+
+
+def _parameters(name: str) -> set[str]:
+    return {parameter.name for parameter in get_device(name).describe().fields}
+
+
+def _swept(name: str, param: Mapping[str, float], sigmas: tuple[float, ...]) -> list[DeviceModel]:
+    if "sigma" in param:
+        raise UsageError("option --param: sigma is given by --sigma already")
+    return [make_device(name, **param, sigma=sigma) for sigma in sigmas]

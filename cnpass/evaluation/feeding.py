@@ -1,0 +1,158 @@
+"""How samples reach a model: in batches where the model allows it, else a fixed number at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from cnpass import batching
+from cnpass.data.dataset import Array
+from cnpass.document import Document
+from cnpass.errors import CnpassError
+from cnpass.runtime.library import has_library
+from cnpass.runtime.session import Session
+
+CACHE_BYTES = 4 << 20
+"""Inputs of one batch stay below this, so that what lies between two nodes stays in cache."""
+MAX_BATCH = 64
+MAX_PORTABLE_BATCH = 256
+"""Function bodies draw the chip anew in every run, so there larger batches pay."""
+PROBES = 3
+"""Samples on which results of one batch and of one sample at a time are compared."""
+TOLERANCE = 1e-4
+"""Largest difference allowed there, relative to the largest output."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How samples are cut into runs.
+
+    Attributes:
+        batch: samples per run.
+        padded: whether a run always needs that many, so that the last is filled up by repetition.
+    """
+
+    batch: int
+    padded: bool = False
+
+    def runs(self, inputs: Mapping[str, Array]) -> Iterator[tuple[slice, dict[str, Array]]]:
+        """The samples of each run, and the arrays to feed."""
+        total = len(next(iter(inputs.values())))
+        for start in range(0, total, self.batch):
+            taken = slice(start, min(start + self.batch, total))
+            feeds = {name: array[taken] for name, array in inputs.items()}
+            if self.padded and taken.stop - start < self.batch:
+                index = np.minimum(np.arange(start, start + self.batch), total - 1)
+                feeds = {name: array[index] for name, array in inputs.items()}
+            yield taken, feeds
+
+
+def first_outputs(
+    session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int = -1
+) -> Iterator[Array]:
+    """First output of the model for the samples of each run, without those that only fill up."""
+    for taken, feeds in feed.runs(inputs):
+        output = session.run(feeds, chip=chip, first_sample=taken.start)[0]
+        yield output[: taken.stop - taken.start]
+
+
+def open_session(document: Document, folder: Path, name: str) -> Session:
+    """A session for a document in its present state, whatever its size.
+
+    Args:
+        document: the model.
+        folder: where the model is saved for the session, if need be.
+        name: name of the file there.
+    """
+    return Session(save(document, folder, name))
+
+
+def save(document: Document, folder: Path, name: str) -> Path:
+    """Write a document into a folder of our own, replacing what had that name."""
+    path = folder / f"{name}.onnx"
+    document.save(path, force=True)
+    return path
+
+
+def arrange(
+    document: Document, inputs: Mapping[str, Array], folder: Path
+) -> tuple[Document, Feed, str | None]:
+    """Find out how to feed a model, freeing its batch size where that is safe.
+
+    Args:
+        document: the model; not changed.
+        inputs: samples by input name.
+        folder: for models that sessions read.
+
+    Returns:
+        The model to use, how to feed it, and a sentence if that is not the usual way.
+    """
+    probes = {name: array[:PROBES] for name, array in inputs.items()}
+    size = sum(array[0].nbytes for array in inputs.values())
+    largest = MAX_BATCH if has_library() else MAX_PORTABLE_BATCH
+    batch = max(1, min(largest, CACHE_BYTES // max(1, size)))
+    try:
+        fixed = batching.fixed_batch(document.to_proto())
+    except batching.NotFreeableError as reason:
+        return document, Feed(1), f"samples run one by one: {reason}"
+    if fixed is None:
+        session = open_session(document, folder, "probe")
+        if _agree(session, Feed(1), session, Feed(PROBES), probes):
+            return document, Feed(batch), None
+        return document, Feed(1), "samples run one by one: in a batch the model gives other results"
+    alone = Feed(fixed, padded=True)
+    how = f"samples run {fixed} at a time, as the model fixes it"
+    try:
+        freed = Document.from_proto(_free(document, probes, alone), document.base_dir)
+    except batching.NotFreeableError as reason:
+        return document, alone, f"{how}: {reason}"
+    session = open_session(document, folder, "probe")
+    if not _agree(session, alone, open_session(freed, folder, "freed"), Feed(PROBES), probes):
+        return document, alone, f"{how}: with the batch freed it gives other results"
+    return (
+        freed,
+        Feed(batch),
+        f"batch size freed (the model fixes {fixed}); equal results on {PROBES} samples",
+    )
+
+
+def _free(document: Document, probes: Mapping[str, Array], feed: Feed) -> onnx.ModelProto:
+    """The model with its batch size free.
+
+    The shapes of all tensors come from a run of the model with every tensor as an output.
+    """
+    try:
+        traced = document.embedded()
+        known = {value.name for value in traced.graph.output}
+        names = [name for node in traced.graph.node for name in node.output if name and name not in known]
+        traced.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        session = Session(traced)
+        _, feeds = next(feed.runs(probes))
+        outputs = session.run(feeds)
+    except (CnpassError, ValueError) as error:  # protobuf gives ValueError for models that are too large
+        raise batching.NotFreeableError(f"its tensors cannot be looked at ({error})") from error
+    shapes = {name: array.shape for name, array in feeds.items()}
+    for name, output in zip(session.outputs, outputs, strict=True):
+        shape = getattr(output, "shape", None)  # sequences and maps have none
+        if shape is not None:
+            shapes[name] = shape
+    return batching.free(document.to_proto(), shapes)
+
+
+def _agree(
+    one: Session, one_feed: Feed, other: Session, other_feed: Feed, probes: Mapping[str, Array]
+) -> bool:
+    """Whether two ways of running samples give the same first output."""
+    expected = np.concatenate(list(first_outputs(one, probes, one_feed)))
+    try:
+        got = np.concatenate(list(first_outputs(other, probes, other_feed)))
+    except (CnpassError, ValueError):
+        return False
+    if got.shape != expected.shape:
+        return False
+    scale = float(np.max(np.abs(expected), initial=0, where=np.isfinite(expected)))
+    return np.allclose(got, expected, rtol=0, atol=TOLERANCE * scale, equal_nan=True)

@@ -1,0 +1,43 @@
+"""A worker process: JSON lines in (the job, then units), JSON lines out (outcomes).
+
+It ends as soon as its input closes, even in the middle of a chip, so that none outlives its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import TextIO
+
+from cnpass.errors import CnpassError
+from cnpass.evaluation.runner import JOB, UNIT, Runner
+
+
+def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
+    for line in stream:
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until the input closes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(sys.stdin, lines), daemon=True).start()
+    runner = Runner(JOB.validate_json(lines.get()))
+    while True:
+        unit = UNIT.validate_json(lines.get())
+        try:
+            outcome = runner.measure(unit)
+            answer = json.dumps({"value": outcome.value, "seconds": outcome.seconds})
+        except CnpassError as error:
+            answer = json.dumps({"error": type(error).__name__, "text": str(error)})
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
