@@ -1,6 +1,6 @@
 """Sessions: sources, inputs, the chip argument, failures in one line."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.errors import DataError, MissingDependencyError, ModelError, UsageError
-from cnpass.runtime import Session, has_library
+from cnpass.runtime import Session, function_bodies, has_library
 from cnpass.runtime.library import WITHOUT_LIBRARY, get_library_path
 from cnpass.runtime.ops import CHIP_INPUT, META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT
 
@@ -160,17 +160,28 @@ def test_library_of_another_kind(plain, monkeypatch, tmp_path):
     assert one_line(error)
 
 
-def test_threads_share_a_session(selecting):
-    session = Session(selecting)
-    wrong = []
+@pytest.mark.parametrize("native", [True, False])
+def test_threads_share_a_session(analog_model, rng, monkeypatch, native):
+    """Four threads, each with a chip of its own, get what each chip gives alone."""
+    if native and not has_library():
+        pytest.skip("the native library is not built")
+    monkeypatch.setenv(WITHOUT_LIBRARY, "0" if native else "1")
+    x, w = rng.standard_normal((2, 70)).astype(np.float32), rng.standard_normal((70, 9)).astype(np.float32)
+    model = analog_model((w, None, {}))
+    model.functions.extend(function_bodies(model.graph.node, 18))
+    session = Session(model)
+    alone = [session.run(x, chip=chip)[0] for chip in range(4)]
 
-    def work(chip):
-        given = (int(session.run(np.array(0), chip=chip)[0]) for _ in range(200))
-        wrong.extend(value for value in given if value != chip)
+    def same(chip: int) -> bool:
+        return all(np.array_equal(session.run(x, chip=chip)[0], alone[chip]) for _ in range(100))
 
-    workers = [threading.Thread(target=work, args=(chip,)) for chip in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(same, range(4)))
+
+
+def test_failing_native_node_is_named(analog_model, weight):
+    if not has_library():
+        pytest.skip("the native library is not built")
+    with pytest.raises(ModelError, match="analog0") as error:
+        Session(analog_model((weight, None, {}))).run(np.ones((2, 5)))
+    assert one_line(error)
