@@ -21,6 +21,7 @@ from cnpass.evaluation import feeding, metrics
 from cnpass.evaluation.pool import Pool, default_workers
 from cnpass.evaluation.runner import Job, Unit
 from cnpass.evaluation.statistics import half_width, summarise
+from cnpass.passes import analog
 from cnpass.passes.lower_analog import LowerAnalog
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress, Task
@@ -28,7 +29,6 @@ from cnpass.records import Metric, Point
 from cnpass.runfolder import Journal
 from cnpass.runtime.devices import DeviceModel, device_from_attributes
 from cnpass.runtime.library import has_library
-from cnpass.runtime.ops import ANALOG_CONV, ANALOG_MATMUL, DOMAIN
 
 VALIDATION_CHIPS_START = 1_000_000
 """Chips from here on serve validation and search; final figures use those from 0."""
@@ -40,10 +40,8 @@ _STOP_EVERY = 10
 
 def analog_attributes(document: Document) -> dict[str, Any] | None:
     """Attributes of the first analog node of a mapped model; None if the model is not mapped."""
-    for node in document.graph.nodes:
-        if node.domain == DOMAIN and node.op in {ANALOG_CONV, ANALOG_MATMUL}:
-            return dict(node.attrs)
-    return None
+    node = next(iter(analog.analog_nodes(document)), None)
+    return None if node is None else dict(node.attrs)
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class MonteCarlo:
         try:
             plain = self._plain(clean)
             outputs = self._outputs(plain)
-            name = plain.outputs[0]
+            name = str(plain.graph.outputs[0].name)
             self.metric: Metric = metrics.choose(split, outputs, name)
             self._expected = metrics.reference(self.metric, split, outputs)
             self.clean = self._score(outputs)
@@ -135,7 +133,7 @@ class MonteCarlo:
         if analog_attributes(document) is None:
             return document
         plain = document.copy()
-        LowerAnalog().apply(plain)
+        LowerAnalog()(plain)
         return plain
 
     def _outputs(self, document: Document) -> metrics.Outputs:
@@ -185,10 +183,7 @@ class MonteCarlo:
         if seed is None:
             seed = 0 if attributes is None else int(attributes["seed"])
         mapped = document.copy()
-        portable = "auto" if has_library() else "always"
-        MapCrossbar(device=device, seed=seed, portable=portable).apply(mapped)
-        if analog_attributes(mapped) is None:
-            raise ModelError("no node of the model can run on a crossbar; cnpass inspect gives the reasons")
+        MapCrossbar(device=device, seed=seed, portable="auto" if has_library() else "always")(mapped)
         if not has_library() and _SLOWER not in self.notes:
             self.notes.append(_SLOWER)
             self._progress.note(_SLOWER)
