@@ -156,8 +156,8 @@ class Document:
         nodes = [
             tied_node(
                 proto,
-                [self.tensor(name) for name in proto.input],
-                [self.tensor(name) for name in proto.output],
+                [self._tensor(name) for name in proto.input],
+                [self._tensor(name) for name in proto.output],
                 self.base_dir,
                 unique=counts[proto.name] == 1,
             )
@@ -180,18 +180,15 @@ class Document:
         known = {id(tensor) for tensor in self._used().values()}
         self._unwritten = known - {id(tensor) for tensor in self._written().values()}
 
-    def tensor(self, name: str) -> gs.Tensor:
-        """The tensor that was read under a name; a new variable for a name not seen yet, or empty."""
+    def _tensor(self, name: str) -> gs.Tensor:
+        """The tensor that is read under a name; a variable if the name is new."""
         if not name:
             return gs.Variable.empty()
-        if name not in self._tensors:
-            self._tensors[name] = gs.Variable(name)
-            self._names.add(name)
-        return self._tensors[name]
+        return self._tensors.setdefault(name, gs.Variable(name))
 
     def _variable(self, value: ValueInfoProto) -> gs.Tensor:
         """The tensor that a value info describes, with what is known about it filled in."""
-        tensor = self.tensor(value.name)
+        tensor = self._tensor(value.name)
         if isinstance(tensor, gs.Constant) or not value.type.HasField("tensor_type"):
             return tensor
         described = value.type.tensor_type
@@ -218,10 +215,10 @@ class Document:
         """Names of outer tensors that subgraphs of If, Loop and Scan read."""
         return frozenset[str]().union(*(captured(node) for node in self.graph.nodes))
 
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the graph's outputs."""
-        return [tensor.name for tensor in self.graph.outputs]
+    def tensors(self) -> dict[str, gs.Tensor]:
+        """All tensors of the main graph as it is now, by name."""
+        attached = (t for node in self.graph.nodes for t in (*node.inputs, *node.outputs) if t.name)
+        return {t.name: t for t in (*self.constants(), *self.graph.inputs, *self.graph.outputs, *attached)}
 
     def fresh(self, name: str) -> str:
         """A tensor name that is not taken, in the main graph or in any subgraph: `name` or `name_1`, ..."""
@@ -241,6 +238,19 @@ class Document:
         """
         return self._hash()
 
+    def fingerprint(self) -> str:
+        """A hash that changes when the document does; weights count that are not the source's any more."""
+        model = self.to_proto(export=_fingerprint)
+        return hashlib.sha256(_serialize(model)).hexdigest()
+
+    def constants(self) -> list[gs.Constant]:
+        """Initializers: those of the source that did not lose their last reader, then new ones."""
+        used = self._used()
+        stored = {id(constant) for constant in self._constants}
+        kept = [c for c in self._constants if id(c) in used or id(c) not in self._attached]
+        kept = [c for c in kept if isinstance(c, gs.Constant)]
+        return kept + [t for i, t in used.items() if isinstance(t, gs.Constant) and i not in stored]
+
     # writing
 
     def _used(self) -> dict[int, gs.Tensor]:
@@ -259,7 +269,7 @@ class Document:
         written: dict[str, gs.Tensor] = {}
         nodes = ((t, f"node {label(node)!r}") for node in self.graph.nodes for t in node.outputs)
         inputs = ((t, "the graph's inputs") for t in self.graph.inputs)
-        constants = ((t, "the initializers") for t in self._live_constants())
+        constants = ((t, "the initializers") for t in self.constants())
         writers: dict[str, str] = {}
         for tensor, writer in (*inputs, *constants, *nodes):
             if not tensor.name:
@@ -288,14 +298,6 @@ class Document:
             if outer is not None and id(outer) not in self._unwritten and written.get(name) is not outer:
                 raise ModelError(f"a subgraph reads {name!r}, which nothing writes any more")
 
-    def _live_constants(self) -> list[gs.Constant]:
-        """Stored initializers in their order, less those that lost their last reader; then new ones."""
-        used = self._used()
-        stored = {id(constant) for constant in self._constants}
-        kept = [c for c in self._constants if id(c) in used or id(c) not in self._attached]
-        kept = [c for c in kept if isinstance(c, gs.Constant)]
-        return kept + [t for i, t in used.items() if isinstance(t, gs.Constant) and i not in stored]
-
     def to_proto(self, *, export: Callable[[gs.Constant], Stored] = constant_proto) -> ModelProto:
         """The model as it is now; external data stay references to the source's files.
 
@@ -311,14 +313,17 @@ class Document:
         source = self.proto
         extend_entries(model.metadata_props, source.metadata_props, self.metadata)
         present = {entry.domain: entry.version for entry in source.opset_import}
-        if present == self.opsets:
-            model.opset_import.extend(source.opset_import)
-        else:
-            model.opset_import.extend(helper.make_opsetid(*entry) for entry in self.opsets.items())
+        kept = (e for e in source.opset_import if self.opsets.get(e.domain) == e.version)
+        model.opset_import.extend(kept)
+        model.opset_import.extend(
+            helper.make_opsetid(domain, version)
+            for domain, version in self.opsets.items()
+            if present.get(domain) != version
+        )
         model.functions.extend(self.functions)
         graph = model.graph
         graph.node.extend(node_proto(node) for node in self.graph.nodes)
-        constants = self._live_constants()
+        constants = self.constants()
         for constant in constants:
             stored = export(constant)
             (graph.initializer if isinstance(stored, TensorProto) else graph.sparse_initializer).append(
@@ -458,6 +463,13 @@ def _serialize(model: ModelProto) -> bytes:
             "the model is larger than 2 GB; protobuf needs its weights as external data"
         ) from None
     return data
+
+
+def _fingerprint(constant: gs.Constant) -> Stored:
+    """A constant for a fingerprint: its name alone where it is as stored."""
+    proto = constant_proto(constant)
+    unchanged = isinstance(constant, StoredConstant) and proto is constant.stored.tensor
+    return TensorProto(name=constant.name) if unchanged else proto
 
 
 def _hash(proto: ModelProto, folder: Path, path: Path | None) -> str:

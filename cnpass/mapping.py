@@ -148,6 +148,7 @@ class _Planner:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.shapes: Shapes = infer(document)
+        self.tensors = document.tensors()
         self.functions = {(f.domain, f.name): f for f in document.functions if f.domain != ops.DOMAIN}
         self.streams: dict[str, int] = {}
 
@@ -322,8 +323,8 @@ class _Planner:
             for name in filter(None, node.input):
                 if name in local and _counts(local[name][1], local[name][0]):
                     constants[f"{owner}/{name}"] = local[name][0]
-                elif name not in local and outer:
-                    weight = resolve(self.document.tensor(name))
+                elif name not in local and outer and name in self.tensors:
+                    weight = resolve(self.tensors[name])
                     if weight is not None and _counts(weight.dtype, prod(weight.shape)):
                         constants[weight.key] = prod(weight.root_shape)
             name = f"{owner}/{node.name or next(iter(node.output), node.op_type)}"

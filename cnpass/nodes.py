@@ -155,11 +155,16 @@ def mapping(entries: Iterable[StringStringEntryProto]) -> dict[str, str]:
 
 
 def extend_entries(target: Any, source: Sequence[StringStringEntryProto], wanted: Mapping[str, str]) -> None:
-    """Write a mapping as metadata_props; if it is what the source has, exactly as the source has it."""
-    if mapping(source) == wanted:
+    """Write a mapping as metadata_props: the source's own entries where they did not change."""
+    present = mapping(source)
+    if present == wanted:
         target.extend(source)
-    else:
-        target.extend(StringStringEntryProto(key=key, value=value) for key, value in wanted.items())
+        return
+    for entry in source:
+        if entry.key in wanted:
+            same = wanted[entry.key] == entry.value
+            target.append(entry if same else StringStringEntryProto(key=entry.key, value=wanted[entry.key]))
+    target.extend(StringStringEntryProto(key=k, value=v) for k, v in wanted.items() if k not in present)
 
 
 def node_proto(node: gs.Node) -> NodeProto:

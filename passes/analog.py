@@ -1,0 +1,90 @@
+"""What the passes on analog nodes share: finding them, marking nodes, and keeping function bodies current."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_graphsurgeon as gs
+
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.nodes import node_metadata, node_proto
+from cnpass.runtime import ops
+from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
+
+FUNCTIONS_IR = 8
+"""The oldest IR version whose models can carry functions."""
+
+OVERRIDABLE_IR = 4
+"""The oldest IR version in which an initializer that is a graph input can be overridden."""
+
+
+def analog_nodes(document: Document) -> Iterator[gs.Node]:
+    """The analog nodes of the main graph; no pass writes them elsewhere."""
+    return (
+        node
+        for node in document.graph.nodes
+        if node.domain == ops.DOMAIN and node.op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL)
+    )
+
+
+def mark(node: gs.Node, step: str, label: str, op_type: str, role: str) -> gs.Node:
+    """Write into a node's metadata which pass made it, of what, and what it is; returns the node."""
+    node_metadata(node).update(
+        {ops.META_PASS: step, ops.META_NAME: label, ops.META_OP_TYPE: op_type, ops.META_ROLE: role}
+    )
+    return node
+
+
+def is_digital_part(node: gs.Node) -> bool:
+    """Whether a pass wrote the node as the digital side of an analog one."""
+    metadata = node_metadata(node)
+    return ops.META_PASS in metadata and metadata.get(ops.META_ROLE) == ops.ROLE_DIGITAL
+
+
+def detach(node: gs.Node) -> None:
+    """Take a node off its tensors, so that they no longer count it as producer or consumer."""
+    node.inputs.clear()
+    node.outputs.clear()
+
+
+def why_no_bodies(document: Document) -> str | None:
+    """Why the model cannot carry function bodies; None if it can."""
+    if document.opset < BITWISE_OPSET:
+        return f"opset {document.opset} is older than {BITWISE_OPSET}"
+    if document.proto.ir_version < FUNCTIONS_IR:
+        return f"IR version {document.proto.ir_version} is older than {FUNCTIONS_IR}"
+    return None
+
+
+def drop_bodies(document: Document) -> bool:
+    """Remove the function bodies of analog nodes; returns whether there were any."""
+    kept = [f for f in document.functions if (f.domain, f.name) not in _BODIES]
+    dropped = len(kept) < len(document.functions)
+    document.functions[:] = kept
+    return dropped
+
+
+def write_bodies(document: Document) -> None:
+    """Write function bodies for the analog nodes as they are now, in place of any there were.
+
+    Raises:
+        ModelError: the nodes cannot share bodies; see `cnpass.runtime.bodies`.
+    """
+    drop_bodies(document)
+    nodes = [node_proto(node) for node in analog_nodes(document)]
+    document.functions.extend(function_bodies(nodes, document.opset))
+
+
+def try_bodies(document: Document) -> str | None:
+    """Write function bodies where the model can carry them; returns the reason where it cannot."""
+    reason = why_no_bodies(document)
+    if reason is None:
+        try:
+            write_bodies(document)
+        except ModelError as error:
+            reason = str(error)
+    return reason
+
+
+_BODIES = {(ops.DOMAIN, ops.ANALOG_CONV), (ops.DOMAIN, ops.ANALOG_MATMUL)}

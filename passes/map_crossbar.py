@@ -1,0 +1,307 @@
+"""`map-crossbar`: matrix products and convolutions with constant weights become analog ops."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from pydantic import Field, InstanceOf
+from pydantic.dataclasses import dataclass
+
+from cnpass.document import Document
+from cnpass.mapping import NodePlan, Product, plan
+from cnpass.nodes import label, node_metadata, node_proto
+from cnpass.passes import analog
+from cnpass.passes.base import (
+    PASS_CONFIG,
+    OptionDescription,
+    Pass,
+    PassDescription,
+    PassError,
+    PassPostconditionError,
+    PassPreconditionError,
+    PassResult,
+)
+from cnpass.passes.conversion import convert
+from cnpass.runtime import ops
+from cnpass.runtime.devices import DeviceModel, LogNormal, device_names, get_device, make_device
+from cnpass.shapes import infer
+
+_STRING_TYPES = 6
+"""From this opset on, Cast names its type by number."""
+
+
+@dataclass(frozen=True, config=PASS_CONFIG)
+class MapCrossbar(Pass):
+    """Put Conv, Gemm and MatMul with constant weights on simulated analog crossbars.
+
+    Every such node becomes AnalogConv or AnalogMatMul, with digital nodes around it for what the op has not:
+    Casts for types other than float32, Transposes, Gemm's alpha, beta and C. Weights stay where and as they
+    are stored; a Transpose between weight and node moves into `weight_perm`, and the Transpose node, which
+    then may have no reader, stays in the file. On a model that is mapped already, the pass sets device and
+    seed anew and maps what is left.
+    """
+
+    name: ClassVar[str] = "map-crossbar"
+
+    device: InstanceOf[DeviceModel] = Field(
+        default=LogNormal(), description="device model; its parameters are options too"
+    )
+    seed: int = Field(
+        default=0, ge=-(2**63), le=2**64 - 1, description="seed of all chips, 64 bits, signed or not"
+    )
+    portable: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="function bodies for runtimes without the native library: where the opset allows,"
+        " always (older opsets are converted, and the result is checked), or never",
+    )
+
+    @classmethod
+    def from_options(cls, options: Any) -> Self:
+        """See `Pass.from_options`; `device` is a name, and the device's parameters stand beside it."""
+        rest = dict(options)
+        device = rest.pop("device", LogNormal.name)
+        if not isinstance(device, DeviceModel):
+            kind = get_device(str(device))
+            parameters = {key: rest.pop(key) for key in kind().attributes() if key in rest}
+            device = make_device(kind.name, **parameters)
+        return super().from_options({"device": device, **rest})
+
+    def options(self) -> dict[str, Any]:
+        """See `Pass.options`."""
+        options = super().options()
+        if options.pop("device", None) is None:
+            return options
+        default = type(self.device)().attributes()
+        parameters = {k: v for k, v in self.device.attributes().items() if v != default[k]}
+        named = {} if self.device.name == LogNormal.name else {"device": self.device.name}
+        return {**named, **parameters, **options}
+
+    @classmethod
+    def describe(cls) -> PassDescription:
+        """See `Pass.describe`."""
+        base = super().describe()
+        first = OptionDescription(
+            "device", "choice", LogNormal.name, None, None, tuple(device_names()), base.options[0].help
+        )
+        parameters = tuple(
+            OptionDescription(f.name, "float", f.default, f.minimum, f.maximum, (), f"{f.help} ({name})")
+            for name in device_names()
+            for f in get_device(name).describe().fields
+        )
+        return PassDescription(base.name, base.summary, (first, *parameters, *base.options[1:]))
+
+    def apply(self, document: Document) -> PassResult:
+        """See `Pass.apply`."""
+        found = plan(document)
+        if not found.analog:
+            raise PassPreconditionError(self.name, f"no node can run on a crossbar: {found.why_none()}")
+        notes, modified = [], False
+        if self.portable == "always" and analog.why_no_bodies(document):
+            notes.append(convert(document, self.name))
+            found = plan(document)
+            modified = True
+        before = _state(document)
+        self._retarget(document)
+        waiting = {id(n.node): n for n in found.analog if n.node is not None and n.node.domain != ops.DOMAIN}
+        writer = _Writer(document, self)
+        nodes: list[gs.Node] = []
+        for node in document.graph.nodes:
+            entry = waiting.get(id(node))
+            nodes.extend(writer.rewrite(node, entry) if entry else [node])
+        document.graph.nodes[:] = nodes
+        _level_perms(document)
+        document.opsets[ops.DOMAIN] = ops.VERSION
+        document.metadata[ops.META_VERSION] = "1"
+        if self.portable == "never":
+            analog.drop_bodies(document)
+        else:
+            reason = analog.try_bodies(document)
+            if reason and self.portable == "always":
+                raise PassError(self.name, f"function bodies cannot be written: {reason}")
+            if reason:
+                notes.append(f"no function bodies ({reason}): running the file needs the native library")
+        if waiting:
+            notes.insert(0, f"{len(waiting)} nodes are analog now")
+        return PassResult(modified or bool(waiting) or _state(document) != before, tuple(notes))
+
+    def ensures(self, document: Document) -> None:
+        """Every analog node names its device and reads the chip."""
+        chip = document.metadata.get(ops.META_CHIP_INPUT)
+        for node in analog.analog_nodes(document):
+            if not node.attrs.get("device") or chip not in [tensor.name for tensor in node.inputs]:
+                raise PassPostconditionError(self.name, f"node {label(node)!r} has no device or no chip")
+
+    def device_attributes(self) -> dict[str, Any]:
+        """The attributes of an analog node that say what its devices are."""
+        seed = self.seed - 2**64 if self.seed >= 2**63 else self.seed
+        parameters = {name: float(value) for name, value in self.device.attributes().items()}
+        return {"device": self.device.name, **parameters, "seed": seed}
+
+    def _retarget(self, document: Document) -> None:
+        """Set device and seed of nodes that are analog already; weights programmed elsewhere stay so."""
+        own = {*ops.CONV_ATTRIBUTES, ops.WEIGHT_PERM, "stream"}
+        for node in analog.analog_nodes(document):
+            if node.attrs.get("device") != ops.PROGRAMMED:
+                kept = {name: value for name, value in node.attrs.items() if name in own}
+                node.attrs.clear()
+                node.attrs.update({**kept, **self.device_attributes()})
+
+
+class _Writer:
+    """Writes the nodes that take the place of one source node after the other."""
+
+    def __init__(self, document: Document, step: MapCrossbar) -> None:
+        self.document = document
+        self.step = step
+        self.shapes = infer(document)
+        self.chip = _chip(document)
+        self.casts: dict[int, gs.Tensor] = {}
+        self.nodes: list[gs.Node] = []
+
+    def rewrite(self, node: gs.Node, entry: NodePlan) -> list[gs.Node]:
+        """The nodes for one source node, which is taken off its tensors."""
+        product = entry.product
+        assert product is not None  # noqa: S101 (the planner gives one to every node that is not analog yet)
+        self.nodes, self.source, self.entry = [], node, entry
+        proto, inputs, output = node_proto(node), list(node.inputs), node.outputs[0]
+        analog.detach(node)
+        self.single = product.weight.dtype == np.float32
+        x = self.to_single(inputs[1 - product.operand])
+        w = self.weight(product)
+        if node.op == "Conv":
+            kernel = product.weight.shape[2:]
+            bias = self.to_single(inputs[2]) if len(inputs) > 2 and inputs[2].name else gs.Variable.empty()
+            attributes = ops.explicit_conv_attributes(node.attrs, kernel)
+            y = self.analog(proto, ops.ANALOG_CONV, [x, w, bias, self.chip], attributes, product)
+        else:
+            y = self.matrix(proto, inputs, x, w, product)
+        if not self.single:
+            y = self.digital("Cast", [y], "cast", to=self.type(product.weight.dtype))
+        # Whatever came last writes the tensor that the source node wrote.
+        self.nodes[-1].outputs.clear()
+        self.nodes[-1].outputs.append(output)
+        return self.nodes
+
+    def matrix(
+        self, proto: Any, inputs: list[gs.Tensor], x: gs.Tensor, w: gs.Tensor, product: Product
+    ) -> gs.Tensor:
+        """Gemm or MatMul: Transpose, AnalogMatMul, Transpose, Mul by alpha, Add of beta C, where needed."""
+        gemm = proto.op_type == "Gemm"
+        attributes = self.source.attrs
+        rank = 2 if gemm else self.shapes.rank(inputs[1 - product.operand].name)
+        left = product.operand == 0
+        # The op takes [..., K]: a right operand [K, N] goes in, and comes out, the other way round.
+        if left:
+            turn = not attributes.get("transB", 0) if gemm else rank != 1
+        else:
+            turn = bool(gemm and attributes.get("transA", 0))
+        if turn:
+            x = self.digital("Transpose", [x], "turned", perm=_swapped(rank or 2))
+        y = self.analog(proto, ops.ANALOG_MATMUL, [x, w, self.chip], {}, product)
+        if left and rank != 1:
+            y = self.digital("Transpose", [y], "product", perm=_swapped(rank or 2))
+        if gemm:
+            alpha, beta = (float(attributes.get(name, 1.0)) for name in ("alpha", "beta"))
+            if alpha != 1:
+                y = self.digital("Mul", [y, self.scalar(alpha, "alpha")], "scaled")
+            if len(inputs) > 2 and inputs[2].name:
+                c = self.to_single(inputs[2])
+                if beta != 1:
+                    c = self.digital("Mul", [c, self.scalar(beta, "beta")], "bias")
+                y = self.digital("Add", [y, c], "sum")
+        return y
+
+    def analog(
+        self, proto: Any, op: str, inputs: list[gs.Tensor], attributes: dict[str, Any], product: Product
+    ) -> gs.Tensor:
+        """The analog node itself."""
+        attributes = {**attributes, **self.step.device_attributes(), "stream": self.entry.stream}
+        if product.perm is not None:
+            attributes[ops.WEIGHT_PERM] = list(product.perm)
+        node = gs.Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
+        node_metadata(node).update(node_metadata(self.source))
+        analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_ANALOG)
+        stored = base64.b64encode(proto.SerializeToString(deterministic=True)).decode()
+        node_metadata(node)[ops.META_SOURCE] = stored
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def weight(self, product: Product) -> gs.Tensor:
+        """The stored weight, in float32; one Cast serves all nodes that share it."""
+        stored = product.weight.stored
+        if self.single:
+            return stored
+        if id(stored) not in self.casts:
+            cast = gs.Variable(self.document.fresh(f"{stored.name}.float32"))
+            node = gs.Node("Cast", "", {"to": self.type(np.float32)}, [stored], [cast])
+            self.nodes.append(analog.mark(node, self.step.name, product.weight.key, "Cast", ops.ROLE_DIGITAL))
+            self.casts[id(stored)] = cast
+        return self.casts[id(stored)]
+
+    def to_single(self, tensor: gs.Tensor) -> gs.Tensor:
+        return tensor if self.single else self.digital("Cast", [tensor], "float32", to=self.type(np.float32))
+
+    def scalar(self, value: float, suffix: str) -> gs.Tensor:
+        constant = gs.Constant("", np.array(value, np.float32))
+        return self.digital("Constant", [], suffix, value=constant)
+
+    def digital(self, op: str, inputs: list[gs.Tensor], suffix: str, **attributes: Any) -> gs.Tensor:
+        """A standard operator beside the analog node."""
+        name = f"{self.source.name}.{suffix}" if self.source.name else ""
+        node = gs.Node(op, name, attributes, inputs, [self.variable(suffix)])
+        self.nodes.append(
+            analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_DIGITAL)
+        )
+        return node.outputs[0]
+
+    def variable(self, suffix: str) -> gs.Variable:
+        return gs.Variable(self.document.fresh(f"{self.entry.label}.{suffix}"))
+
+    def type(self, dtype: Any) -> int | str:
+        """Cast's attribute `to`."""
+        from onnx.helper import np_dtype_to_tensor_dtype
+
+        number = np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return number if self.document.opset >= _STRING_TYPES else TensorProto.DataType.Name(number)
+
+
+def _state(document: Document) -> Any:
+    """What this pass can change in a model that is mapped already."""
+    attributes = [dict(node.attrs) for node in analog.analog_nodes(document)]
+    return attributes, [function.SerializeToString(deterministic=True) for function in document.functions]
+
+
+def _swapped(rank: int) -> list[int]:
+    """The permutation that swaps the last two axes."""
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _chip(document: Document) -> gs.Tensor:
+    """The chip input; made if the model has none.
+
+    An initializer of value 0 that callers may override; in IR versions that know no such thing, an input.
+    """
+    name = document.metadata.get(ops.META_CHIP_INPUT)
+    if name is not None:
+        return document.tensors()[name]
+    name = document.metadata[ops.META_CHIP_INPUT] = document.fresh(ops.CHIP_INPUT)
+    if document.proto.ir_version >= analog.OVERRIDABLE_IR:
+        document.overridable.append(name)
+        return gs.Constant(name, np.array(0, np.int64))
+    chip = gs.Variable(name, np.dtype(np.int64), [])
+    document.graph.inputs.append(chip)
+    return chip
+
+
+def _level_perms(document: Document) -> None:
+    """Give every node of an op type a `weight_perm` if any has one, so that all can share a function body."""
+    for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
+        nodes = [node for node in analog.analog_nodes(document) if node.op == op]
+        if any(ops.WEIGHT_PERM in node.attrs for node in nodes):
+            for node in nodes:
+                rank = 2 + len(node.attrs.get("kernel_shape", ()))
+                node.attrs.setdefault(ops.WEIGHT_PERM, list(range(rank)))
