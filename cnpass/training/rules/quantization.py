@@ -1,0 +1,128 @@
+"""Quantisation nodes with straight-through gradients.
+
+Quantised values are carried as whole numbers in float tensors: rounding then passes the gradient on unchanged
+inside the representable range and stops it outside, which is what quantisation-aware training needs.
+"""
+
+from __future__ import annotations
+
+import onnx
+import torch
+
+from cnpass.training.rules.convolution import conv
+from cnpass.training.rules.dtypes import INTEGER_RANGES
+from cnpass.training.rules.registry import ALL_SLOTS, Kernel, Node, rule
+
+_TYPE_RANGES = {
+    torch.uint8: (0, 255),
+    torch.int8: (-128, 127),
+    torch.int16: (-32768, 32767),
+    torch.int32: (0, 65535),
+}
+
+
+def round_through(x: torch.Tensor) -> torch.Tensor:
+    """Round half to even, with the gradient of the identity."""
+    return x + (torch.round(x) - x).detach()
+
+
+def _float(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.float()
+
+
+def _aligned(parameter: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> torch.Tensor:
+    """Shape scale or zero point (scalar, per axis, per block) for arithmetic with ``x``."""
+    if parameter.numel() == 1 and not block:
+        return parameter.reshape(())
+    if block:
+        return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
+    return parameter.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
+
+
+@rule("QuantizeLinear", since=10, structural={1, 2})
+def quantize_linear(node: Node) -> Kernel:
+    """QuantizeLinear; the output type comes from output_dtype, else from the zero point, else uint8."""
+    axis, block = node.integer("axis", 1), node.integer("block_size", 0)
+    declared = node.integer("output_dtype", onnx.TensorProto.UNDEFINED)
+    if declared and declared not in INTEGER_RANGES:
+        raise node.refuse(f"output_dtype={onnx.TensorProto.DataType.Name(declared)}")
+
+    def kernel(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        if declared:
+            low, high = INTEGER_RANGES[declared]
+        else:
+            low, high = (0, 255) if zero is None else _TYPE_RANGES[zero.dtype]
+        y = round_through(_float(x) / _aligned(scale, x, axis, block))
+        if zero is not None:
+            y = y + _aligned(_float(zero), x, axis, block)
+        return y.clamp(low, high)
+
+    return kernel
+
+
+@rule("DequantizeLinear", since=10, structural={1, 2})
+def dequantize_linear(node: Node) -> Kernel:
+    """DequantizeLinear, per tensor, per axis or per block."""
+    axis, block = node.integer("axis", 1), node.integer("block_size", 0)
+
+    def kernel(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
+        y = _float(x)
+        if zero is not None:
+            y = y - _aligned(_float(zero), x, axis, block)
+        return y * _aligned(scale, x, axis, block)
+
+    return kernel
+
+
+@rule("DynamicQuantizeLinear", since=11)
+def dynamic_quantize_linear(_node: Node) -> Kernel:
+    """DynamicQuantizeLinear: uint8 over the range of the tensor, zero included."""
+
+    def kernel(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        low, high = x.detach().amin().clamp(max=0), x.detach().amax().clamp(min=0)
+        scale = (high - low) / 255
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero = torch.round(-low / scale).clamp(0, 255)
+        return (round_through(x / scale) + zero).clamp(0, 255), scale, zero
+
+    return kernel
+
+
+@rule("MatMulInteger", since=10, structural=ALL_SLOTS)
+def matmul_integer(_node: Node) -> Kernel:
+    """MatMulInteger on whole numbers in float; exact below 2^24 per sum."""
+
+    def kernel(
+        a: torch.Tensor,
+        b: torch.Tensor,
+        a_zero: torch.Tensor | None = None,
+        b_zero: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        a, b = _float(a), _float(b)
+        if a_zero is not None:
+            a = a - (_float(a_zero) if a_zero.numel() == 1 else _float(a_zero)[..., None])
+        return torch.matmul(a, b if b_zero is None else b - _float(b_zero))
+
+    return kernel
+
+
+@rule("ConvInteger", since=10, structural=ALL_SLOTS)
+def conv_integer(node: Node) -> Kernel:
+    """ConvInteger on whole numbers in float; padding stands for the zero point."""
+    convolve = conv(node)
+
+    def kernel(
+        x: torch.Tensor,
+        w: torch.Tensor,
+        x_zero: torch.Tensor | None = None,
+        w_zero: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x, w = _float(x), _float(w)
+        if x_zero is not None:
+            x = x - _float(x_zero)
+        if w_zero is not None:
+            w = w - _float(w_zero).reshape(-1, *[1] * (w.dim() - 1))
+        result: torch.Tensor = convolve(x, w)
+        return result
+
+    return kernel

@@ -1,0 +1,85 @@
+"""Trained weights back into the document that they were lifted from, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+
+from cnpass.constants import constant_values
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.weights import constant_array
+
+
+def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Put trained weights into a document in their own element type; all else stays as it is.
+
+    A weight that a node makes of integers or of a shape (a dequantised one, for example) becomes an initializer of
+    the same name; the node loses its readers and is removed.
+
+    Args:
+        document: the document that was lifted; it is changed.
+        weights: tensors by key, as ``Lifted.weights`` names them.
+
+    Returns:
+        Names of the weights whose stored values changed.
+
+    Raises:
+        ModelError: A name is no weight of the document, or the shape differs.
+    """
+    tensors = _tensors(document)
+    changed = []
+    for key, value in weights.items():
+        if key not in tensors:
+            raise ModelError(f"'{key}' is no weight of the main graph, so it cannot be written back")
+        if _write(document, tensors[key], value.detach().cpu().numpy()):
+            changed.append(key)
+    return changed
+
+
+def _tensors(document: Document) -> dict[str, gs.Tensor]:
+    nodes = document.graph.nodes
+    found = {t.name: t for node in nodes for t in (*node.inputs, *node.outputs) if t.name}
+    return found | {t.name: t for t in document.graph.outputs}
+
+
+def _write(document: Document, tensor: gs.Tensor, value: np.ndarray) -> bool:
+    """Store one weight; return whether that changed anything."""
+    if isinstance(tensor, gs.Constant):
+        return _replace(tensor, value)
+    node = tensor.inputs[0]
+    held = node.attrs.get("value")
+    if node.op == "Constant" and isinstance(held, gs.Constant):
+        return _replace(held, value)
+    present = constant_array(tensor)
+    if present is not None and np.array_equal(present, value.astype(present.dtype)):
+        return False
+    dtype = tensor.dtype if tensor.dtype is not None else value.dtype
+    _detach(document, tensor, value.astype(dtype))
+    return True
+
+
+def _replace(constant: gs.Constant, value: np.ndarray) -> bool:
+    present = constant_values(constant)
+    if present.shape != value.shape:
+        raise ModelError(f"weight '{constant.name}' has shape {present.shape}, its new values {value.shape}")
+    new = value.astype(present.dtype)
+    if new.tobytes() == present.tobytes():
+        return False
+    constant.values = new
+    return True
+
+
+def _detach(document: Document, tensor: gs.Variable, value: np.ndarray) -> None:
+    """Let an initializer take the place of a tensor that a node makes."""
+    node = tensor.inputs[0]
+    constant = gs.Constant(tensor.name, value)
+    for reader in list(tensor.outputs):
+        for slot, read in enumerate(reader.inputs):
+            if read is tensor:
+                reader.inputs[slot] = constant
+    node.outputs.clear()
+    document.graph.nodes.remove(node)
