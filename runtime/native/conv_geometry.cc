@@ -21,8 +21,8 @@ Dims read_list(const NodeInfo& node, const char* name, int64_t smallest) {
 
 void check_length(const char* name, const Dims& values, size_t needed) {
   if (!values.empty() && values.size() != needed) {
-    throw Error(std::string("attribute \"") + name + "\" has " + std::to_string(values.size()) +
-                (values.size() == 1 ? " value" : " values") + ", needs " + std::to_string(needed));
+    throw Error(std::string("attribute \"") + name + "\" has " + counted(values.size(), "value") +
+                ", needs " + std::to_string(needed));
   }
 }
 
@@ -52,7 +52,7 @@ ConvAttributes::ConvAttributes(const NodeInfo& node) {
 
 void ConvAttributes::check_weight(const Dims& weight) const {
   if (weight.size() < 3 || weight.size() > 2 + kMaxAxes) {
-    throw Error("input \"W\" has " + std::to_string(weight.size()) + " dimensions, needs 3, 4 or 5");
+    throw Error("input \"W\" has " + counted(weight.size(), "dimension") + ", needs 3, 4 or 5");
   }
   if (std::find(weight.begin(), weight.end(), 0) != weight.end()) {
     throw Error("input \"W\" (" + to_string(weight) + ") is empty");
@@ -75,7 +75,7 @@ void ConvAttributes::check_weight(const Dims& weight) const {
 ConvGeometry ConvAttributes::geometry(const Dims& input, const Dims& weight) const {
   check_weight(weight);
   if (input.size() != weight.size()) {
-    throw Error("input \"X\" has " + std::to_string(input.size()) + " dimensions, needs " +
+    throw Error("input \"X\" has " + counted(input.size(), "dimension") + ", needs " +
                 std::to_string(weight.size()) + " as W has");
   }
   if (input[1] != checked_madd(weight[1], groups_, 0)) {

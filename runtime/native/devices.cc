@@ -1,5 +1,6 @@
 #include "devices.h"
 
+#include <cstdio>
 #include <string>
 
 namespace cnpass {
@@ -13,8 +14,9 @@ float parameter(const NodeInfo& node, const char* name, float low, float high) {
   const std::optional<float> value = node.real(name);
   if (!value) throw Error(std::string("attribute \"") + name + "\" is missing");
   if (!(*value >= low && *value <= high)) {  // written so that NaN fails
-    throw Error(std::string("attribute \"") + name + "\" is " + std::to_string(*value) +
-                ", must be between " + std::to_string(low) + " and " + std::to_string(high));
+    char text[96];
+    std::snprintf(text, sizeof text, "%g, must be between %g and %g", *value, low, high);
+    throw Error(std::string("attribute \"") + name + "\" is " + text);
   }
   return *value;
 }

@@ -17,25 +17,29 @@ int64_t read_chip(const Tensor& chip) {
 
 namespace {
 
-// Runs `body`; what it throws becomes a status, since no exception may reach ORT.
+ort::Status* make_status(const ort::Api& api, ort::ErrorCode code, const std::string& where,
+                         const char* what) {
+  try {
+    return api.CreateStatus(code, (where + ": " + what).c_str());
+  } catch (const std::bad_alloc&) {
+    return api.CreateStatus(code, what);
+  }
+}
+
+// Runs `body`; what it throws becomes a status, since no exception may reach ORT. `body` may change `where`.
 template <class Body>
-ort::Status* guard(const ort::Api& api, const char* where, const Body& body) {
+ort::Status* guard(const ort::Api& api, const std::string& where, const Body& body) {
   try {
     body();
     return nullptr;
   } catch (const Error& error) {
-    try {
-      return api.CreateStatus(ort::ErrorCode::kInvalidArgument,
-                              (where + std::string(": ") + error.what()).c_str());
-    } catch (...) {
-      return api.CreateStatus(ort::ErrorCode::kFail, "out of memory");
-    }
+    return make_status(api, ort::ErrorCode::kInvalidArgument, where, error.what());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ort::ErrorCode::kFail, "out of memory");
+    return make_status(api, ort::ErrorCode::kFail, where, "out of memory");
   } catch (const std::exception& error) {
-    return api.CreateStatus(ort::ErrorCode::kRuntimeException, error.what());
+    return make_status(api, ort::ErrorCode::kRuntimeException, where, error.what());
   } catch (...) {
-    return api.CreateStatus(ort::ErrorCode::kRuntimeException, "unknown C++ exception");
+    return make_status(api, ort::ErrorCode::kRuntimeException, where, "unknown C++ exception");
   }
 }
 
@@ -89,9 +93,10 @@ struct OpDefinition : ort::CustomOp {
 
   static ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info,
                                     void** kernel) {
-    std::string label = self(op).name;
-    return guard(*api, label.c_str(), [&] {
+    std::string label;
+    return guard(*api, label, [&] {
       const NodeInfo node(*api, info);
+      label = self(op).name;
       label += " " + node.label();
       *kernel = new Kernel{*api, label, self(op).make(node)};
     });
@@ -99,7 +104,7 @@ struct OpDefinition : ort::CustomOp {
 
   static ort::Status* compute(void* opaque, ort::KernelContext* context) {
     const Kernel& kernel = *static_cast<const Kernel*>(opaque);
-    return guard(kernel.api, kernel.label.c_str(), [&] { kernel.op->compute(Call(kernel.api, context)); });
+    return guard(kernel.api, kernel.label, [&] { kernel.op->compute(Call(kernel.api, context)); });
   }
 };
 

@@ -52,7 +52,7 @@ class AnalogMatMul : public Op {
  private:
   static void check_weight(const Dims& dims) {
     if (dims.size() != 2) {
-      throw Error("input \"W\" has " + std::to_string(dims.size()) + " dimensions, needs 2");
+      throw Error("input \"W\" has " + counted(dims.size(), "dimension") + ", needs 2");
     }
     if (dims[0] == 0 || dims[1] == 0) throw Error("input \"W\" (" + to_string(dims) + ") is empty");
   }

@@ -28,6 +28,10 @@ std::string to_string(const Dims& dims) {
   return text.empty() ? "a scalar" : text;
 }
 
+std::string counted(size_t count, const char* noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
 void check(const ort::Api& api, ort::Status* status) {
   if (status == nullptr) return;
   const std::unique_ptr<ort::Status, void (*)(ort::Status*)> owner(status, api.ReleaseStatus);

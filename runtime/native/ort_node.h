@@ -24,8 +24,9 @@ int64_t element_count(const Dims& dims);
 // a * b + c for sizes; throws Error when it leaves int64.
 int64_t checked_madd(int64_t a, int64_t b, int64_t c);
 
-// "2x3x4", for messages.
+// For messages: "2x3x4", and "1 value" or "2 values".
 std::string to_string(const Dims& dims);
+std::string counted(size_t count, const char* noun);
 
 // Throws Error with ORT's message, and releases `status`, unless it is null.
 void check(const ort::Api& api, ort::Status* status);

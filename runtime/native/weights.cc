@@ -105,7 +105,7 @@ Weights::Weights(const NodeInfo& node, size_t input) : device_(make_device(node)
 Dims Weights::effective(const Dims& dims) const {
   if (perm_.empty()) return dims;
   if (perm_.size() != dims.size()) {
-    throw Error("attribute \"weight_perm\" has " + std::to_string(perm_.size()) + " values, needs " +
+    throw Error("attribute \"weight_perm\" has " + counted(perm_.size(), "value") + ", needs " +
                 std::to_string(dims.size()));
   }
   Dims permuted;
