@@ -1,4 +1,4 @@
-"""Link passes/ and runtime/ into cnpass/, where type checkers look for them (an installed package has them there)."""
+"""Link passes/ and runtime/ into cnpass/, where type checkers look for them and installing puts them."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from cnpass.runtime.library import get_library_path, has_library
 from cnpass.runtime.ops import DOMAIN
 
 Run = Callable[..., np.ndarray]
+Inputs = Mapping[str, np.ndarray | None]
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +69,7 @@ def library(library_path: Path) -> Library:
     return Library(library_path)
 
 
-def _model(
-    op: str, inputs: Mapping[str, np.ndarray | None], fed: set[str], attributes: dict
-) -> onnx.ModelProto:
+def _model(op: str, inputs: Inputs, fed: set[str], attributes: dict) -> onnx.ModelProto:
     """One node; inputs in `fed` are graph inputs, the others initializers, None an absent one."""
     types = {"chip": TensorProto.INT64, "first_sample": TensorProto.INT64}
     constants = [numpy_helper.from_array(v, k) for k, v in inputs.items() if v is not None and k not in fed]
@@ -119,7 +118,7 @@ def run_op(make_session) -> Run:
 
     def run(
         op: str,
-        inputs: Mapping[str, np.ndarray | None],
+        inputs: Inputs,
         *,
         chip: int | None = 0,
         threads: int = 1,
@@ -139,7 +138,7 @@ def run_op(make_session) -> Run:
 
 @pytest.fixture(scope="session")
 def with_isa(library_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs Python code in a process of its own where CNPASS_ISA has a given value; further variables by name."""
+    """Runs Python code in a process of its own, with a value for CNPASS_ISA, and further variables."""
 
     def run(isa: str, code: str, **variables: str) -> subprocess.CompletedProcess:
         environment = {"CNPASS_ISA": isa, "LIBRARY": str(library_path), "OMP_NUM_THREADS": "1", **variables}

@@ -21,10 +21,11 @@ def assert_close(y: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(y - expected).max(initial=0) <= 2e-6 * max(1.0, np.abs(expected).max(initial=0))
 
 
-def random_case(
-    generator: np.random.Generator, axes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]:
-    """Input, weight, bias and attributes of a convolution over `axes` axes, with everything that Conv knows."""
+Case = tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]
+
+
+def random_case(generator: np.random.Generator, axes: int) -> Case:
+    """Input, weight, bias and attributes of a convolution over `axes` axes."""
     depthwise = generator.random() < 0.3
     group = int(generator.choice([1, 1, 2, 3, 8]))
     channels = 1 if depthwise else int(generator.integers(1, 9))

@@ -100,10 +100,9 @@ BAD_INPUTS = [
 
 
 @pytest.mark.parametrize("weight", ["constant", "fed"])
-@pytest.mark.parametrize(
-    ("op", "inputs", "more", "message"), [c[1:] for c in BAD_INPUTS], ids=[c[0] for c in BAD_INPUTS]
-)
-def test_bad_inputs(run_op, weight, op, inputs, more, message):
+@pytest.mark.parametrize("case", [c[1:] for c in BAD_INPUTS], ids=[c[0] for c in BAD_INPUTS])
+def test_bad_inputs(run_op, weight, case):
+    op, inputs, more, message = case
     good = CONV if op == "AnalogConv" else MATMUL
     with pytest.raises(Exception, match=f'{op} node "layer": .*{re.escape(message)}'):
         run_op(op, good | inputs, fed=("w",) if weight == "fed" else (), **DEVICE, **more)

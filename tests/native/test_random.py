@@ -82,7 +82,8 @@ library.cnpass_isa.restype = ctypes.c_char_p
 weight = np.random.default_rng(3).standard_normal(70_001).astype(np.float32)
 out = np.empty_like(weight)
 pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)
-library.cnpass_program_lognormal(ctypes.c_uint64(2**40), ctypes.c_uint32(5), ctypes.c_uint32(6), ctypes.c_uint64(0),
+library.cnpass_program_lognormal(
+    ctypes.c_uint64(2**40), ctypes.c_uint32(5), ctypes.c_uint32(6), ctypes.c_uint64(0),
     ctypes.c_size_t(weight.size), ctypes.c_float(0.5), pointer(weight), pointer(out))
 print(library.cnpass_isa().decode(), hashlib.sha256(out.tobytes()).hexdigest())
 """
