@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from cnpass.data.inputs import data_inputs
 from cnpass.runtime.ops import ANALOG_CONV, ANALOG_MATMUL, DOMAIN
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,7 +34,7 @@ def fixed_batch(proto: ModelProto) -> int | None:
     Raises:
         NotFreeableError: inputs fix different sizes.
     """
-    sizes = {size for value in _data_inputs(proto.graph) if (size := _first_size(value))}
+    sizes = {size for value in data_inputs(proto) if (size := _first_size(value))}
     if len(sizes) > 1:
         raise NotFreeableError(
             f"inputs have different first dimensions ({', '.join(map(str, sorted(sizes)))})"
@@ -56,21 +57,16 @@ def free(proto: ModelProto, shapes: Shapes) -> ModelProto:
         raise NotFreeableError("no input fixes the batch size")
     freed = ModelProto()
     freed.CopyFrom(proto)
-    walk = _Walk(freed.graph, shapes, batch)
+    walk = _Walk(freed.graph, shapes, batch, {value.name for value in data_inputs(freed)})
     walk.run()
     name = BATCH_NAME
     while name in _dim_names(freed.graph):
         name += "_"
-    for value in (*_data_inputs(freed.graph), *freed.graph.output):
+    for value in (*data_inputs(freed), *freed.graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = name
     del freed.graph.value_info[:]
     return freed
-
-
-def _data_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
-    given = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in given]
 
 
 def _first_size(value: onnx.ValueInfoProto) -> int | None:
@@ -90,13 +86,12 @@ class _Walk:
     graph: GraphProto
     shapes: Shapes
     batch: int
-    batched: set[str] = field(default_factory=set)
+    batched: set[str]
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def run(self) -> None:
         """Look at every node in order, and edit the constant shapes of reshapes."""
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.batched = {value.name for value in _data_inputs(self.graph)}
         nodes: list[NodeProto] = []
         for node in self.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":

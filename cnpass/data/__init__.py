@@ -8,7 +8,7 @@ to the type of the model's input.
 
 from cnpass.data.dataset import Dataset, Split
 from cnpass.data.fitting import fit
-from cnpass.data.inputs import InputSpec, class_count, input_specs
+from cnpass.data.inputs import InputSpec, class_count, data_inputs, input_specs
 from cnpass.data.prepare import prepare
 from cnpass.data.sources import RawData, load_data
 
@@ -18,6 +18,7 @@ __all__ = [
     "RawData",
     "Split",
     "class_count",
+    "data_inputs",
     "fit",
     "input_specs",
     "load_data",

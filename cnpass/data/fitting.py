@@ -48,6 +48,8 @@ def fit(
         for spec, (name, array) in zip(specs, _match(part, divided[part], specs, raw.name), strict=True):
             where = f"{raw.name}: {name}"
             values = _preprocess(array, spec, preprocess, where)
+            if array.dtype == np.uint8 and spec.dtype.kind == "f" and preprocess.scale == (1.0,):
+                notes.append("bytes go in as 0 to 255; --scale 1/255 makes them 0 to 1")
             inputs[spec.name] = np.ascontiguousarray(_shape(values, spec, preprocess.layout, where, notes))
         y = divided[part].y
         splits[part] = Split(inputs, None if y is None else _labels(y, classes, f"{raw.name}: y_{part}"))

@@ -10,6 +10,7 @@ import onnx
 
 from cnpass.data.dataset import Array, Dataset, Split
 from cnpass.errors import DataError, ModelError
+from cnpass.runtime.ops import META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT
 
 RANDOM_SAMPLES = {"train": 1024, "val": 256, "test": 256}
 RANDOM_NOTE = (
@@ -41,12 +42,18 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     Raises:
         ModelError: there is none, or one is no tensor of numbers or has no batch dimension.
     """
-    given = {tensor.name for tensor in proto.graph.initializer}
-    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    specs = [_spec(value) for value in proto.graph.input if value.name not in given]
+    specs = [_spec(value) for value in data_inputs(proto)]
     if not specs:
         raise ModelError("the model has no inputs, so there is nothing to feed data to")
     return specs
+
+
+def data_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The graph inputs that need data: not those with a default, nor those that select chip and sample."""
+    given = {tensor.name for tensor in proto.graph.initializer}
+    given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
+    given |= {p.value for p in proto.metadata_props if p.key in {META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT}}
+    return [value for value in proto.graph.input if value.name not in given]
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:

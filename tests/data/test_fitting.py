@@ -25,7 +25,7 @@ def model(
 
 
 def images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.int16)
 
 
 def fitted(
@@ -249,6 +249,12 @@ def test_data_that_do_not_fit(arrays, options, proto: onnx.ModelProto, said: str
 
 def test_unused_arrays_are_told() -> None:
     assert fitted(GOOD | {"weights": np.ones(2)}, TYPICAL).notes == ("ignored arrays: weights",)
+
+
+@pytest.mark.parametrize(("scale", "noted"), [(1, True), (0.5, False)])
+def test_unscaled_bytes_are_told(scale: float, noted: bool) -> None:
+    data = fitted({"x_test": images(4, 2).astype(np.uint8)}, model(("N", 2)), scale=scale)
+    assert data.notes == (("bytes go in as 0 to 255; --scale 1/255 makes them 0 to 1",) if noted else ())
 
 
 def test_column_of_labels() -> None:

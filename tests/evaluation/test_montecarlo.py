@@ -1,0 +1,259 @@
+"""Monte-Carlo over chips: against a loop by hand, over processes, resumed, stopped early, interrupted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from cnpass.data import Split
+from cnpass.document import Document
+from cnpass.errors import CnpassError, DataError, ModelError
+from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo, monte_carlo
+from cnpass.evaluation.statistics import half_width
+from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.progress import Progress
+from cnpass.runfolder import Journal
+from cnpass.runtime.devices import LogNormal
+from cnpass.runtime.reference import program_weight
+
+STRONG = LogNormal(sigma=0.6)
+
+
+def by_hand(proto: onnx.ModelProto, split: Split, chip: int, seed: int) -> float:
+    """Top-1 of one chip: weights programmed by the reference, the plain model in ONNX Runtime."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    for stream, tensor in enumerate(changed.graph.initializer):  # first used in the order of the initializers
+        weight = program_weight(numpy_helper.to_array(tensor), STRONG, seed=seed, stream=stream, chip=chip)
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(weight), tensor.name))
+    session = ort.InferenceSession(changed.SerializeToString())
+    batches = [session.run(None, {"x": split.x[i : i + 1]})[0] for i in range(len(split))]
+    return float(np.mean(np.concatenate(batches).argmax(1) == split.y))
+
+
+def test_against_a_loop_by_hand(build, split: Split) -> None:
+    with MonteCarlo(Document.from_proto(build()), split, workers=1) as run:
+        target = run.prepare(Document.from_proto(build()), STRONG, seed=3)
+        chips = [0, 1, VALIDATION_CHIPS_START]
+        assert run.values(target, chips) == [by_hand(build(), split, chip, 3) for chip in chips]
+        assert run.clean == by_hand(build(), split, -1, 3)
+        assert (run.metric, run.notes) == ("top1", [])
+
+
+def test_processes_do_not_matter(document: Document, split: Split) -> None:
+    one, two = (monte_carlo(document, split, [STRONG], range(12), workers=n) for n in (1, 2))
+    assert one == two
+    assert one[0].chips == 12
+    assert one[0].std > 0
+
+
+def test_a_mapped_model_keeps_or_changes_its_device(document: Document, split: Split) -> None:
+    mapped = document.copy()
+    MapCrossbar(device=STRONG, seed=5)(mapped)
+    with MonteCarlo(document, split, workers=1) as run:
+        own = run.prepare(mapped)
+        assert (own.device, own.params, own.seed) == ("lognormal", {"sigma": 0.6}, 5)
+        plain = run.values(run.prepare(document, STRONG, 5), range(4))
+        assert run.values(own, range(4)) == plain
+        other = run.values(run.prepare(mapped, LogNormal(sigma=0.2), 9), range(4))
+        assert other == run.values(run.prepare(document, LogNormal(sigma=0.2), 9), range(4)) != plain
+        assert run.clean_of(mapped) == run.clean
+
+
+def test_a_fixed_batch_changes_nothing(build, split: Split) -> None:
+    free = monte_carlo(Document.from_proto(build()), split, [STRONG], range(3), workers=1)
+    for batch in (1, 4):
+        with MonteCarlo(Document.from_proto(build(batch)), split, workers=1) as run:
+            target = run.prepare(Document.from_proto(build(batch)), STRONG, 0)
+            assert run.point(target, range(3)) == free[0]
+            assert run.notes == [f"batch size freed (the model fixes {batch}); equal results on 3 samples"]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_that_cannot_be_freed(build, split: Split, batch: int) -> None:
+    """Scaling by the largest value in the batch mixes samples: they must run as the model fixes it."""
+    proto = build(batch)
+    proto.graph.node[1].CopyFrom(helper.make_node("Relu", ["a"], ["r"], "relu"))
+    proto.graph.node.insert(2, helper.make_node("ReduceMax", ["r"], ["m"], "largest", keepdims=0))
+    proto.graph.node.insert(3, helper.make_node("Div", ["r", "m"], ["b"], "scaled"))
+    document = Document.from_proto(proto)
+    with MonteCarlo(document, split, workers=1) as run:
+        assert f"samples run {batch} at a time" in run.notes[0]
+        assert "largest" in run.notes[0]
+        session = ort.InferenceSession(proto.SerializeToString())
+        padded = np.concatenate([split.x, split.x[-1:].repeat(-len(split) % batch, 0)])
+        outputs = [session.run(None, {"x": padded[i : i + batch]})[0] for i in range(0, len(padded), batch)]
+        assert run.clean == np.mean(np.concatenate(outputs)[: len(split)].argmax(1) == split.y)
+        assert len(run.values(run.prepare(document, STRONG, 0), range(2))) == 2
+
+
+def test_a_free_batch_that_mixes_samples_runs_one_by_one(build, split: Split) -> None:
+    proto = build()
+    proto.graph.node.insert(3, helper.make_node("Softmax", ["c"], ["s"], "over_samples", axis=0))
+    proto.graph.node[4].input[0] = "s"
+    with MonteCarlo(Document.from_proto(proto), split, workers=1) as run:
+        assert run.notes[0] == "samples run one by one: in a batch the model gives other results"
+
+
+def test_finished_chips_are_not_run_again(document: Document, split: Split, tmp_path: Path) -> None:
+    fresh = monte_carlo(document, split, [STRONG], range(8), workers=1)
+    first = Journal(tmp_path / "chips.jsonl")
+    monte_carlo(document, split, [STRONG, LogNormal(sigma=0.1)], range(3), workers=1, store=first)
+    monte_carlo(document, split, [STRONG], range(3), seed=1, workers=1, store=first)
+    assert len(first.lines) == 9
+    first.close()
+    again = Journal(tmp_path / "chips.jsonl")
+    assert monte_carlo(document, split, [STRONG], range(8), workers=1, store=again) == fresh
+    assert [line["chip"] for line in again.lines[9:]] == [3, 4, 5, 6, 7]
+    again.close()
+
+
+def test_a_journal_does_not_mix_models_or_data(build, split: Split, tmp_path: Path) -> None:
+    store = Journal(tmp_path / "chips.jsonl")
+    for model, data in ((0, split), (1, split), (0, split.take(slice(50)))):
+        document = Document.from_proto(build(seed=model))
+        expected = monte_carlo(document, data, [STRONG], range(2), workers=1)
+        assert monte_carlo(document, data, [STRONG], range(2), workers=1, store=store) == expected
+    assert len(store.lines) == 6
+    store.close()
+
+
+def test_early_stop_depends_on_values_alone(document: Document, split: Split) -> None:
+    with MonteCarlo(document, split, workers=2) as run:
+        target = run.prepare(document, STRONG, 0)
+        every = run.values(target, range(60))
+        limit = half_width(every[:40])
+        stopped = run.values(target, range(60), until_ci=limit)
+        count = len(stopped)
+        assert stopped == every[:count]
+        assert count % 10 == 0
+        assert 20 <= count <= 40
+        assert half_width(every[:count]) <= limit
+        assert all(half_width(every[:n]) > limit for n in range(20, count, 10))
+        assert run.values(target, range(3)) == every[:3]
+
+
+def test_without_labels_or_classes(document: Document, build, samples: np.ndarray) -> None:
+    split = Split({"x": samples})
+    with MonteCarlo(document, split, workers=1) as run:
+        assert (run.metric, run.clean) == ("agreement", 1.0)
+        values = run.values(run.prepare(document, STRONG, 0), range(4))
+        assert all(0.2 < value < 1 for value in values)
+    proto = build()
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.ones((64, 1), np.float32), "v"))
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    regression = Document.from_proto(proto)
+    with MonteCarlo(regression, split, workers=1) as run:
+        assert (run.metric, run.clean) == ("ser", 150.0)
+        weak, strong = (
+            run.values(run.prepare(regression, LogNormal(sigma=s), 0), [0])[0] for s in (0.05, 0.6)
+        )
+        assert 0 < strong < weak < 60
+
+
+def test_without_the_library(document: Document, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = monte_carlo(document, split, [STRONG], range(2), workers=1)[0]
+    monkeypatch.setenv("CNPASS_NO_NATIVE", "1")
+    with MonteCarlo(document, split, workers=2) as run:
+        portable = run.point(run.prepare(document, STRONG, 0), range(2))
+        assert portable.mean == pytest.approx(native.mean, abs=1.5 / len(split))
+        assert [note for note in run.notes if "slower" in note]
+
+
+def test_chance_level_is_warned_about_before_any_chip(document: Document, samples: np.ndarray) -> None:
+    split = Split({"x": samples}, np.arange(len(samples)) % 5)
+
+    class Told(Progress):
+        said: list[str] = []  # noqa: RUF012 (one instance)
+
+        def warn(self, text: str) -> None:
+            self.said.append(text)
+
+    with MonteCarlo(document, split, workers=1, progress=Told()):
+        assert "no more than by chance" in Told.said[0]
+
+
+def test_models_and_data_that_cannot_be_evaluated(document: Document, build, split: Split) -> None:
+    with pytest.raises(DataError, match="no samples"):
+        MonteCarlo(document, split.take(slice(0)))
+    proto = build()
+    del proto.graph.node[0]
+    proto.graph.node[-1].CopyFrom(helper.make_node("Identity", ["c"], ["y"], "product"))
+    proto.graph.node[0].input[0] = "x"
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 36
+    nothing = Document.from_proto(proto)
+    with (
+        MonteCarlo(nothing, split, workers=1) as run,
+        pytest.raises(ModelError, match="no node can run on a crossbar"),
+    ):
+        run.prepare(nothing, STRONG, 0)
+
+
+# Worker processes
+
+
+def test_a_killed_worker_is_one_error_and_no_hang(document: Document, split: Split) -> None:
+    with MonteCarlo(document, split, workers=2) as run:
+        target = run.prepare(document, STRONG, 0)
+        run.values(target, range(4))
+        (pool,) = run._pools.values()
+        processes = [worker._process for worker in pool._workers]
+        processes[0].kill()
+        with pytest.raises(CnpassError, match=r"a worker process was killed by signal 9 \(out of memory\?\)"):
+            run.values(target, range(100, 200))
+        assert all(process.poll() is not None for process in processes)
+
+
+def test_an_error_in_a_worker_keeps_its_kind(document: Document, split: Split) -> None:
+    with MonteCarlo(document, split, workers=2) as run:
+        target = run.prepare(document, STRONG, 0)
+        with pytest.raises(CnpassError, match="chip is -2") as error:
+            run.values(target, [-2, -3, -4])
+        assert error.value.exit_code == 2
+
+
+def test_workers_die_with_their_parent(tmp_path: Path, build) -> None:
+    onnx.save_model(build(), str(tmp_path / "m.onnx"))
+    script = f"""
+        import os, numpy as np
+        from cnpass.data import Split
+        from cnpass.document import Document
+        from cnpass.evaluation import MonteCarlo
+        from cnpass.runtime.devices import LogNormal
+        document = Document.load({str(tmp_path / "m.onnx")!r})
+        run = MonteCarlo(document, Split({{"x": np.zeros((4, 1, 6, 6), np.float32)}}), workers=2)
+        run.values(run.prepare(document, LogNormal(), 0), range(4))
+        (pool,) = run._pools.values()
+        print(*(worker._process.pid for worker in pool._workers), flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        if all(Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z" for pid in pids):
+            break
+        time.sleep(0.05)
+    assert time.monotonic() < deadline
+
+
+def test_nothing_is_left_behind(document: Document, split: Split, tmp_path: Path) -> None:
+    with MonteCarlo(document, split, workers=2, folder=tmp_path / "scratch") as run:
+        run.values(run.prepare(document, STRONG, 0), range(4))
+        (pool,) = run._pools.values()
+        processes = [worker._process for worker in pool._workers]
+        assert any((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / "scratch").exists()
+    assert all(process.poll() is not None for process in processes)
