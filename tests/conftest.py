@@ -41,6 +41,17 @@ def zoo() -> Callable[[str], tuple[Path, dict]]:
     return find
 
 
+def _zoo_names() -> list[str | None]:
+    table = SHARED / "zoo" / "zoo.json"
+    return [entry["name"] for entry in json.loads(table.read_text())] if table.exists() else [None]
+
+
+@pytest.fixture(scope="session", params=_zoo_names())
+def zoo_model(request, zoo) -> tuple[Path, dict]:
+    """(path, entry of zoo.json) of every third-party model in turn; skips where the zoo is absent."""
+    return zoo(request.param)
+
+
 @pytest.fixture(scope="session")
 def dataset() -> Callable[[str], Arrays]:
     """Gives (x_train, y_train, x_test, y_test) of "mnist", "cifar10" or "cifar100"; skips where absent."""
