@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CNPASS_SHARED", ROOT.parent / "shared"))
@@ -27,6 +29,34 @@ def _need(path: Path) -> Path:
 def models() -> Path:
     """The folder of bundled models."""
     return ROOT / "models"
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    inputs: Mapping[str, Sequence[int | str]] | None = None,
+    outputs: Sequence[str] = ("y",),
+    opset: int = 18,
+    ir_version: int = 8,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in (inputs or {"x": ["n", 4]}).items()
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+@pytest.fixture(scope="session")
+def build():
+    """Builds a model from nodes and named weights; input `x` of shape [n, 4], output `y`."""
+    return _model
 
 
 @pytest.fixture(scope="session")

@@ -1,41 +1,11 @@
-"""Models with everything that an editor can lose, and small ones around a few nodes."""
+"""Models with everything that an editor can lose, and with external data."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-
-def _model(
-    nodes: Sequence[onnx.NodeProto],
-    weights: Mapping[str, np.ndarray] | None = None,
-    *,
-    inputs: Mapping[str, Sequence[int | str]] | None = None,
-    outputs: Sequence[str] = ("y",),
-    opset: int = 18,
-    ir_version: int = 8,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-            for name, shape in (inputs or {"x": ["n", 4]}).items()
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-
-
-@pytest.fixture(scope="session")
-def build():
-    """Builds a model from nodes and named weights; input `x` of shape [n, 4], output `y`."""
-    return _model
 
 
 def _entries(target, **values: str) -> None:
@@ -44,7 +14,7 @@ def _entries(target, **values: str) -> None:
 
 
 @pytest.fixture
-def rich() -> onnx.ModelProto:
+def rich(build) -> onnx.ModelProto:
     """A valid model with a field of every kind that plain graphsurgeon loses or changes."""
     branch = [
         helper.make_graph(
@@ -71,7 +41,7 @@ def rich() -> onnx.ModelProto:
     function = helper.make_function(
         "local", "Mine", ["p"], ["z"], [inner], [helper.make_opsetid("", 18)], ["slope"]
     )
-    model = _model(
+    model = build(
         nodes,
         {
             "weight/with:odd name": np.arange(16, dtype=np.float32).reshape(4, 4),

@@ -1,0 +1,84 @@
+"""Shapes of one inference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from cnpass.document import Document
+from cnpass.shapes import infer
+
+
+def test_open_batch_is_one(build):
+    document = Document.from_proto(
+        build([helper.make_node("Relu", ["x"], ["y"])], inputs={"x": ["batch", 3, "width"]})
+    )
+    shapes = infer(document)
+    assert shapes.known["y"] == (1, 3, None)
+    assert shapes.size("y") is None
+    assert shapes.rank("y") == 3
+    assert shapes.batch == 1
+
+
+def test_fixed_batch_is_divided_by(build):
+    model = build([helper.make_node("Relu", ["x"], ["y"])], inputs={"x": [8, 3]})
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 3]))
+    shapes = infer(Document.from_proto(model))
+    assert (shapes.batch, shapes.size("y")) == (8, 3)
+
+
+@pytest.mark.parametrize("opset", [9, 12, 18])
+def test_shape_arithmetic_is_followed(build, opset):
+    axes = {} if opset >= 13 else {"axes": [0]}
+    extra = ["zero"] if opset >= 13 else []
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["batch"]),
+        helper.make_node("Unsqueeze", ["batch", *extra], ["batches"], **axes),
+        helper.make_node("Concat", ["batches", "rest"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["x", "wanted"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    weights = {
+        "first": np.array(0),
+        "rest": np.int64([-1]),
+        "w": np.ones((12, 5), np.float32),
+        "zero": np.int64([0]),
+    }
+    shapes = infer(Document.from_proto(build(nodes, weights, inputs={"x": ["n", 3, 4]}, opset=opset)))
+    assert shapes.known["flat"] == (1, 12)
+    assert shapes.size("y") == 5
+
+
+def test_huge_constants_are_not_computed(build):
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["c"]),
+        helper.make_node("Add", ["c", "c"], ["y"]),
+    ]
+    shapes = infer(Document.from_proto(build(nodes, {"s": np.int64([1 << 40, 1 << 20])})))
+    assert "y" not in shapes.known or shapes.size("y") in (None, 1 << 60)
+
+
+def test_what_onnx_does_not_know_stays_unknown(build):
+    nodes = [
+        helper.make_node("Odd", ["x"], ["a"], domain="third.party"),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    assert infer(Document.from_proto(build(nodes))).size("y") is None
+
+
+def test_nonsense_is_survived(build):
+    nodes = [
+        helper.make_node("Reshape", ["x", "s"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["y"]),
+    ]
+    weights = {"s": np.int64([7, 7]), "w": np.ones((3, 3), np.float32)}
+    shapes = infer(Document.from_proto(build(nodes, weights, inputs={"x": [1, 4]})))
+    assert shapes.batch == 1
+
+
+def test_weights_are_not_read(external):
+    path, _ = external()
+    (path.parent / "weights.bin").unlink()
+    assert infer(Document.load(path)).size("y") == 64
