@@ -4,11 +4,11 @@ The graph is interpreted, not translated to source: every node becomes one kerne
 called in the model's own order. Trained weights go back by name into the original document
 (`cnpass.training.writeback`), which otherwise stays as it was.
 
-What is trained: every floating constant that a layer or an arithmetic operator consumes. A weight is keyed by
-its root as `cnpass.weights` names it: the initializer, the output of a Constant node, or the first floats
-made of stored integers. What lies between root and use (Identity, Reshape, Transpose, ...) runs in every forward
-pass, so tied weights are one parameter. Scalars such as exponents and epsilons stay fixed, normalisation
-statistics are buffers.
+What is trained: every floating constant that a layer or an arithmetic operator consumes. A weight is keyed
+by its root as `cnpass.weights` names it: the initializer, the output of a Constant node, or the first
+floats made of stored integers. What lies between root and use (Identity, Reshape, Transpose, ...) runs in
+every forward pass, so tied weights are one parameter. Scalars such as exponents and epsilons stay fixed,
+normalisation statistics are buffers.
 """
 
 from __future__ import annotations
@@ -394,7 +394,7 @@ class Lifted(nn.Module):
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters by ONNX name, in a fixed order."""
-        return {key: self.get_parameter(slot) for key, slot in self._parameters_by_key.items()}
+        return {key: getattr(self, slot) for key, slot in self._parameters_by_key.items()}
 
     @property
     def device(self) -> torch.device:
@@ -403,7 +403,7 @@ class Lifted(nn.Module):
 
     def _environment(self, weights: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor | None]:
         env: dict[str, torch.Tensor | None] = dict(self._structural)
-        env.update({name: self.get_buffer(slot) for name, slot in self._buffers_by_name.items()})
+        env.update({name: getattr(self, slot) for name, slot in self._buffers_by_name.items()})
         env.update(self.weights)
         for key, value in (weights or {}).items():
             if key not in self._parameters_by_key:

@@ -1,9 +1,10 @@
 """The Lipschitz penalty of CorrectNet (reconstructed): every layer's matrix near a scaled isometry.
 
-For a weight W of shape [out, in], the penalty is ``||W W^T - lambda^2 I||_F^2``. A layer with all singular values
-equal to lambda scales every input by lambda; variation multiplies that by at most ``mu + 3 s`` with high
-probability, if it acted as one factor, so that ``lambda = k / (mu + 3 s)`` bounds the noisy layer by k. Independent
-variation per weight does not scale a matrix so: the bound is a heuristic, and its strength is for validation to set.
+For a weight W of shape [out, in], the penalty is ``||W W^T - lambda^2 I||_F^2``. A layer with all singular
+values equal to lambda scales every input by lambda; variation multiplies that by at most ``mu + 3 s`` with
+high probability, if it acted as one factor, so that ``lambda = k / (mu + 3 s)`` bounds the noisy layer by
+k. Independent variation per weight does not scale a matrix so: the bound is a heuristic, and its strength
+is for validation to set.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def target_norm(device: DeviceModel, k: float = 1.0) -> float:
 def penalty(matrices: Iterable[torch.Tensor], norm: float) -> torch.Tensor:
     """Sum ``||W W^T - norm^2 I||_F^2`` over matrices.
 
-    The smaller of W W^T and W^T W is formed: both have the same non-zero eigenvalues, so the two penalties differ
-    by the constant ``norm^4 |out - in|``, which is left out.
+    The smaller of W W^T and W^T W is formed: both have the same non-zero eigenvalues, so the two penalties
+    differ by the constant ``norm^4 |out - in|``, which is left out.
 
     Args:
         matrices: Tensors [groups, out, in]; the groups of a convolution are separate matrices.

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.numerics import Functions
 from cnpass.runtime.ops import Purpose
+
+_TORCH = cast(Functions, torch)
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ def programmed(
         keys: those that sit on crossbars.
         device: device model.
         generator: source of the draw.
-        strength: factor on the device model's normal deviates, which for log-normal variation is a factor on sigma.
+        strength: factor on the device model's normal deviates; for log-normal variation, a factor on sigma.
 
     Returns:
         The programmed tensors by key, for ``Lifted.forward(..., weights=...)``.
     """
     return {
-        key: device.program(weights[key], _ScaledDraws(weights[key], generator, strength), torch)
+        key: device.program(weights[key], _ScaledDraws(weights[key], generator, strength), _TORCH)
         for key in keys
     }
 

@@ -17,8 +17,8 @@ from cnpass.weights import constant_array
 def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Put trained weights into a document in their own element type; all else stays as it is.
 
-    A weight that a node makes of integers or of a shape (a dequantised one, for example) becomes an initializer of
-    the same name; the node loses its readers and is removed.
+    A weight that a node makes of integers or of a shape (a dequantised one, for example) becomes an
+    initializer of the same name; the node loses its readers and is removed.
 
     Args:
         document: the document that was lifted; it is changed.

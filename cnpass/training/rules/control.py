@@ -41,7 +41,7 @@ def loop(node: Node) -> Kernel:
             for column, value in zip(scanned, results[len(carried) + 1 :], strict=True):
                 column.append(value)
             step += 1
-        # The shape of a scan output that no step produced is not known here, only that its first axis is empty.
+        # Of a scan output that no step produced only the first axis is known: it is empty.
         return (*carried, *(torch.stack(c) if c else torch.zeros(0) for c in scanned))
 
     return kernel

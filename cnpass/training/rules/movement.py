@@ -146,7 +146,7 @@ def _slice(
             index: list[slice] = [slice(None)] * (axis % x.dim()) + [slice(first, max(stop, first), stride)]
             x = x[tuple(index)]
         else:
-            # Python reads an end of -1 as the last element; ONNX says "before the first" by any end below -size.
+            # An end below -size means "before the first", which Python has no index for.
             begin = min(start + size if start < 0 else start, size - 1)
             stop = -1 if end < -size else (end + size if end < 0 else end)
             x = x.index_select(

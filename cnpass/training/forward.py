@@ -1,0 +1,71 @@
+"""Running a lifted model on samples, in the batches that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cnpass.data import Split
+from cnpass.training.lift import Lifted
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples as tensors, in the order of the model's inputs.
+
+    Attributes:
+        inputs: One tensor [N, ...] per input.
+        labels: Class numbers [N], int64, or None.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, split: Split, names: Sequence[str], device: torch.device) -> Samples:
+        """Take the arrays of a split to a torch device."""
+        inputs = tuple(torch.from_numpy(np.array(split.inputs[name])).to(device) for name in names)
+        labels = None if split.y is None else torch.from_numpy(np.array(split.y)).to(device)
+        return cls(inputs, labels)
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, index: torch.Tensor | slice) -> Samples:
+        """Return the samples of an index."""
+        return Samples(
+            tuple(x[index] for x in self.inputs), None if self.labels is None else self.labels[index]
+        )
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A lifted model and how samples reach it.
+
+    Attributes:
+        module: The model.
+        rows: Samples per call where the model fixes that, else None for any number.
+    """
+
+    module: Lifted
+    rows: int | None = None
+
+    def __call__(self, samples: Samples, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the model's first output for all samples, [N, ...]."""
+        if self.rows is None:
+            return self._first(samples, weights)
+        total, outputs = len(samples), []
+        for start in range(0, total, self.rows):
+            index = torch.arange(start, start + self.rows, device=samples.inputs[0].device).clamp(
+                max=total - 1
+            )
+            output = self._first(samples.take(index), weights)
+            outputs.append(output[: min(self.rows, total - start)])
+        return torch.cat(outputs)
+
+    def _first(self, samples: Samples, weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+        outputs: tuple[torch.Tensor, ...] = self.module(*samples.inputs, weights=weights)
+        return outputs[0]

@@ -1,0 +1,296 @@
+"""Training under variation: injection along a ramp of strength, the Lipschitz penalty, early best.
+
+Every epoch draws its order and its chips from seeds of its own, and every check looks at the same validation
+chips, so a training that was interrupted and resumed ends with the same bits as one that was not (on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnpass.progress import Progress, Task
+from cnpass.runtime.devices import DeviceModel
+from cnpass.training import checkpoint, lipschitz, noise
+from cnpass.training.forward import Forward, Samples
+from cnpass.training.objective import Objective
+from cnpass.training.schedule import one_cycle, seed_of
+from cnpass.training.validation import Validator
+
+MAX_RETREATS = 4
+"""Times that a diverging training goes back to its best weights before it is given up."""
+_RETREAT_FACTOR = 0.3
+_EXPLODED = 20.0
+"""A mean loss above so many times the first epoch's counts as divergence."""
+_SAVE_EVERY = 5.0
+"""Seconds between checkpoints, at least."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training samples.
+        batch: Samples per step; a small rest is spread over the batches.
+        rate: Peak learning rate of Adam.
+        levels: Strengths of variation, climbed in equal steps, as fractions of the device model's own.
+        ramp: Fraction of the training at which the last level begins.
+        beta: Weight of the Lipschitz penalty.
+        k: Bound per layer that the penalty aims at.
+        clip: Largest norm of the gradient.
+        checks: How often validation is looked at; most of them where variation has full strength.
+        seed: Seed of order and variation.
+    """
+
+    epochs: int
+    batch: int = 128
+    rate: float = 3e-3
+    levels: tuple[float, ...] = (0.4, 0.7, 1.0)
+    ramp: float = 0.4
+    beta: float = 0.0
+    k: float = 1.0
+    clip: float = 5.0
+    checks: int = 12
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to train on.
+
+    Attributes:
+        samples: Training samples.
+        objective: The task loss.
+        validator: The figure that chooses the best weights.
+        device: Device model.
+        analog: Keys of the weights that sit on crossbars.
+    """
+
+    samples: Samples
+    objective: Objective
+    validator: Validator
+    device: DeviceModel
+    analog: Collection[str]
+
+
+@dataclass
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        weights: The best weights by key, on the CPU.
+        score: Their mean figure on the validation chips.
+        first_score: That of the weights that came in.
+        epochs: Epochs trained.
+        history: One entry per check: epoch, loss, score, rate.
+        notes: Divergence and what was done about it.
+    """
+
+    weights: dict[str, torch.Tensor]
+    score: float
+    first_score: float
+    epochs: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    forward: Forward,
+    problem: Problem,
+    options: TrainOptions,
+    *,
+    trained: Collection[str] | None = None,
+    path: Path | None = None,
+    progress: Progress | None = None,
+    title: str = "training",
+) -> TrainResult:
+    """Train weights and leave the best of them in the module.
+
+    Args:
+        forward: The model.
+        problem: What to train on.
+        options: How.
+        trained: Keys of the weights to train; the others stay as they are, bit for bit. None for all.
+        path: Checkpoint file; an existing one is gone on from.
+        progress: Told what happens.
+        title: What this training is called there.
+
+    Returns:
+        The best weights on the validation chips; those that came in, if nothing was better.
+    """
+    trainer = _Trainer(forward, problem, options, trained, path)
+    progress = progress or Progress()
+    with progress.task(title, options.epochs, done=trainer.epoch) as task:
+        trainer.run(task)
+    for note in trainer.notes:
+        progress.warn(note)
+    return trainer.result()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        forward: Forward,
+        problem: Problem,
+        options: TrainOptions,
+        trained: Collection[str] | None,
+        path: Path | None,
+    ) -> None:
+        self.forward, self.problem, self.options, self.path = forward, problem, options, path
+        weights = forward.module.weights
+        self.keys = [key for key in weights if trained is None or key in trained]
+        for key, weight in weights.items():
+            weight.requires_grad_(key in self.keys)
+        self.analog = [key for key in weights if key in problem.analog]
+        self.norm = lipschitz.target_norm(problem.device, options.k)
+        self.optimizer = self._optimizer()
+        self.epoch = 0
+        self.scale = 1.0
+        self.retreats = 0
+        self.first_loss = math.inf
+        self.best: dict[str, torch.Tensor] = {}
+        self.score = self.first_score = -math.inf
+        self.history: list[dict[str, float]] = []
+        self.notes: list[str] = []
+        self.saved = 0.0
+        state = checkpoint.load(path) if path else None
+        if state is None:
+            self.first_score = self.score = problem.validator.score(forward)
+            self.best = self._weights()
+        else:
+            self._restore(state)
+
+    def _optimizer(self) -> torch.optim.Adam:
+        weights = self.forward.module.weights
+        return torch.optim.Adam([weights[key] for key in self.keys], lr=self.options.rate)
+
+    def run(self, task: Task) -> None:
+        """Train until the last epoch, or until training is given up."""
+        while self.epoch < self.options.epochs and self.retreats <= MAX_RETREATS:
+            loss = self._epoch()
+            self.epoch += 1
+            task.advance()
+            if not self._sane(loss):
+                self._retreat(loss)
+            elif self._due():
+                self._check(loss)
+                task.describe(f"validation {self.score:.4g}")
+            self._save(final=False)
+        self._load(self.best)
+        self._save(final=True)
+
+    def _epoch(self) -> float:
+        """Train one epoch; return its mean loss."""
+        samples, options = self.problem.samples, self.options
+        order = torch.Generator().manual_seed(seed_of(options.seed, "order", self.epoch))
+        chips = torch.Generator().manual_seed(seed_of(options.seed, "noise", self.epoch, self.retreats))
+        batches = max(1, round(len(samples) / options.batch))
+        device = samples.inputs[0].device
+        total = 0.0
+        for step, index in enumerate(torch.randperm(len(samples), generator=order).tensor_split(batches)):
+            done = (self.epoch + step / batches) / options.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = options.rate * self.scale * one_cycle(done)
+            strength = noise.ramp(done, options.levels, options.ramp)
+            loss = self._step(index.to(device), chips, strength)
+            total += loss / batches
+            if not math.isfinite(loss):
+                return math.nan
+        return total
+
+    def _step(self, index: torch.Tensor, chips: torch.Generator, strength: float) -> float:
+        problem, options, module = self.problem, self.options, self.forward.module
+        batch = problem.samples.take(index)
+        weights = noise.programmed(module.weights, self.analog, problem.device, chips, strength)
+        task_loss = problem.objective(self.forward(batch, weights), index, batch.labels)
+        loss = task_loss
+        if options.beta:
+            matrices = (matrix for _, matrix in module.matrices(self.analog))
+            loss = loss + options.beta * lipschitz.penalty(matrices, self.norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.clip)
+        self.optimizer.step()
+        return float(task_loss.detach())
+
+    def _sane(self, loss: float) -> bool:
+        """Tell whether the last epoch went well; the first one sets the measure."""
+        finite = math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in self._weights().values())
+        if finite:
+            self.first_loss = min(self.first_loss, max(loss, 1.0))
+        return finite and loss <= _EXPLODED * self.first_loss
+
+    def _retreat(self, loss: float) -> None:
+        """Go back to the best weights and on with a smaller rate."""
+        self.retreats += 1
+        self.scale *= _RETREAT_FACTOR
+        self._load(self.best)
+        self.optimizer = self._optimizer()
+        what = f"training diverged in epoch {self.epoch} (loss {loss:.3g})"
+        given_up = self.retreats > MAX_RETREATS
+        self.notes.append(
+            f"{what} and was given up; the best weights so far are used"
+            if given_up
+            else f"{what}; went on from the best weights at {self.scale:.2g} of the learning rate"
+        )
+
+    def _due(self) -> bool:
+        """Tell whether validation is looked at after this epoch: at even distances, and at the end."""
+        every = max(1, self.options.epochs // self.options.checks)
+        return self.epoch % every == 0 or self.epoch == self.options.epochs
+
+    def _check(self, loss: float) -> None:
+        score = self.problem.validator.score(self.forward)
+        self.history.append({"epoch": self.epoch, "loss": loss, "score": score, "scale": self.scale})
+        if score > self.score:
+            self.score, self.best = score, self._weights()
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        weights = self.forward.module.weights
+        return {key: weights[key].detach().cpu().clone() for key in self.keys}
+
+    def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        present = self.forward.module.weights
+        with torch.no_grad():
+            for key, value in weights.items():
+                present[key].copy_(value)
+
+    def _save(self, *, final: bool) -> None:
+        now = time.monotonic()
+        if self.path is None or (not final and now - self.saved < _SAVE_EVERY):
+            return
+        self.saved = now
+        checkpoint.save(
+            self.path,
+            {
+                "epoch": self.epoch,
+                "weights": self._weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "score": self.score,
+                "first_score": self.first_score,
+                "first_loss": self.first_loss,
+                "scale": self.scale,
+                "retreats": self.retreats,
+                "history": self.history,
+                "notes": self.notes,
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._load(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("epoch", "best", "score", "first_score", "first_loss", "scale", "retreats"):
+            setattr(self, name, state[name])
+        self.history, self.notes = list(state["history"]), list(state["notes"])
+
+    def result(self) -> TrainResult:
+        """Return the best weights and how they were found."""
+        return TrainResult(self.best, self.score, self.first_score, self.epoch, self.history, self.notes)

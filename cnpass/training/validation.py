@@ -1,0 +1,63 @@
+"""The figure that training stops and chooses by: validation samples on numbered validation chips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cnpass.evaluation.metrics import Meter
+from cnpass.records import Metric
+from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.reference import program_weight
+from cnpass.training.forward import Forward, Samples
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures a model during training, always on the same samples and chips.
+
+    Attributes:
+        samples: Validation samples.
+        expected: What outputs are compared with (`cnpass.evaluation.metrics.reference`).
+        metric: What is measured.
+        device: Device model.
+        seed: Seed of the chips.
+        streams: Random stream by key of every analog weight.
+        chips: Numbers of the chips.
+    """
+
+    samples: Samples
+    expected: np.ndarray
+    metric: Metric
+    device: DeviceModel
+    seed: int
+    streams: Mapping[str, int]
+    chips: range
+
+    def values(self, forward: Forward) -> list[float]:
+        """Return the metric of every chip."""
+        with torch.no_grad():
+            return [self._measure(forward, chip) for chip in self.chips]
+
+    def score(self, forward: Forward) -> float:
+        """Return the mean over the chips."""
+        return float(np.mean(self.values(forward)))
+
+    def _measure(self, forward: Forward, chip: int) -> float:
+        weights = {
+            key: program_weight(
+                forward.module.weights[key].detach(),
+                self.device,
+                seed=self.seed,
+                stream=stream,
+                chip=chip,
+                xp=torch,
+            )
+            for key, stream in self.streams.items()
+        }
+        meter = Meter(self.metric)
+        meter.add(forward(self.samples, weights).float().cpu().numpy(), self.expected)
+        return meter.value()
