@@ -9,6 +9,7 @@ from cnpass.passes.base import Pass
 
 _PASSES = {
     "fold-batch-norm": ("fold_batch_norm", "FoldBatchNorm"),
+    "insert-compensation": ("insert_compensation", "InsertCompensation"),
     "map-crossbar": ("map_crossbar", "MapCrossbar"),
     "lower-analog": ("lower_analog", "LowerAnalog"),
     "strip-portable": ("strip_portable", "StripPortable"),

@@ -1,0 +1,98 @@
+"""Writing compensation nodes into a document: standard operators, marked as what they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from cnpass.compensation.site import Site
+from cnpass.document import Document
+from cnpass.nodes import node_metadata
+from cnpass.runtime import ops
+
+_AXES_AS_INPUT = 18
+"""From this opset on ReduceMean takes its axes as an input."""
+
+
+class Builder:
+    """Makes the nodes of one compensation.
+
+    Args:
+        document: Where names and operators have to fit.
+        site: The compensated node.
+        creator: Name of the pass that writes the nodes.
+        seed: Seed of random initial weights.
+        analog: Tensor that the compensated node writes from now on.
+    """
+
+    def __init__(
+        self, document: Document, site: Site, creator: str, *, seed: int, analog: gs.Variable
+    ) -> None:
+        self.site = site
+        self.analog = analog
+        self.nodes: list[gs.Node] = []
+        self._document = document
+        self._random = np.random.default_rng(seed)
+        self._metadata = {
+            ops.META_PASS: creator,
+            ops.META_NAME: site.label,
+            ops.META_OP_TYPE: site.node.op,
+            ops.META_ROLE: ops.ROLE_COMPENSATION,
+        }
+
+    def node(self, op: str, inputs: list[gs.Tensor], name: str, **attributes: Any) -> gs.Variable:
+        """Add a node; return its output."""
+        output = gs.Variable(self._name(name), dtype=self.site.dtype)
+        node = gs.Node(op, output.name, attributes, inputs, [output])
+        node_metadata(node).update(self._metadata)
+        self.nodes.append(node)
+        return output
+
+    def constant(self, name: str, values: np.ndarray) -> gs.Constant:
+        """Add a constant in the type of the compensated tensors; integers stay integers."""
+        typed = values if values.dtype.kind in "iu" else values.astype(self.site.dtype)
+        return gs.Constant(self._name(name), typed)
+
+    def _name(self, name: str) -> str:
+        return str(self._document.fresh(f"{self.site.y.name}.{name}"))
+
+    def input(self) -> gs.Tensor | None:
+        """Return the compensated node's input at the size of its output; None if that cannot be made."""
+        site = self.site
+        if not site.sees_input:
+            return None
+        return site.x if site.pool is None else self.node("AveragePool", [site.x], "pooled", **site.pool)
+
+    def concat(self, tensors: list[gs.Tensor], name: str) -> gs.Tensor:
+        """Join tensors along channels or features."""
+        return self.node("Concat", tensors, name, axis=self.site.axis) if len(tensors) > 1 else tensors[0]
+
+    def linear(self, x: gs.Tensor, weight: np.ndarray, name: str) -> gs.Variable:
+        """Add a linear map over channels or features with a bias of zero.
+
+        Args:
+            x: Input.
+            weight: [out, in].
+            name: What the map is called.
+        """
+        bias = self.constant(f"{name}.bias", np.zeros(len(weight)))
+        if self.site.is_conv:
+            kernel = weight.reshape(*weight.shape, *[1] * (self.site.rank - 2))
+            return self.node("Conv", [x, self.constant(f"{name}.weight", kernel), bias], name)
+        product = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}.product")
+        return self.node("Add", [product, bias], name)
+
+    def random(self, outputs: int, inputs: int) -> np.ndarray:
+        """Return initial weights [out, in] for a map before a Relu (K. He et al., 2015)."""
+        return self._random.normal(0.0, math.sqrt(2 / inputs), (outputs, inputs))
+
+    def mean(self, x: gs.Tensor, name: str) -> gs.Tensor:
+        """Average over the positions of a sample; the axes stay, with one element each."""
+        axes = self.site.space
+        if self._document.opset < _AXES_AS_INPUT:
+            return self.node("ReduceMean", [x], name, axes=list(axes), keepdims=1)
+        given = self.constant(f"{name}.axes", np.array(axes, np.int64))
+        return self.node("ReduceMean", [x, given], name, keepdims=1)

@@ -1,0 +1,140 @@
+"""Places for compensation: an analog node, the tensors around it, and how its input meets its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from cnpass.document import Document
+from cnpass.mapping import MappingPlan, NodePlan
+from cnpass.nodes import label, node_metadata
+from cnpass.runtime import ops
+from cnpass.shapes import Shapes, infer
+
+_FIRST_OPSET = 7
+"""Before this opset elementwise operators do not broadcast as compensation needs it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """An analog node that can be compensated.
+
+    Attributes:
+        node: The node.
+        label: Its name.
+        x: Its input: [N, C_in, ...] of a convolution, [..., K] of a product.
+        y: Its output: [N, C_out, ...] or [..., N].
+        inputs: Channels or features of x.
+        outputs: Channels or features of y.
+        rank: Number of dimensions of y.
+        is_conv: Whether the node is a convolution.
+        pool: Attributes of the AveragePool that brings x to the size of y; None where it has that size.
+        sees_input: Whether x can be brought to that size at all; else only y is looked at.
+        dtype: NumPy type of x and y.
+    """
+
+    node: gs.Node
+    label: str
+    x: gs.Tensor
+    y: gs.Tensor
+    inputs: int
+    outputs: int
+    rank: int
+    is_conv: bool
+    pool: dict[str, Any] | None
+    sees_input: bool
+    dtype: Any
+
+    @property
+    def axis(self) -> int:
+        """Axis of channels or features."""
+        return 1 if self.is_conv else self.rank - 1
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Axes over which one sample has many positions; empty for a product of plain vectors."""
+        return tuple(range(2, self.rank)) if self.is_conv else tuple(range(1, self.rank - 1))
+
+
+def find_sites(document: Document, plan: MappingPlan) -> tuple[dict[str, Site], dict[str, str]]:
+    """Find every node that can be compensated.
+
+    Returns:
+        Sites by label, in the order of the file; and for analog nodes that are none, the reason by label.
+    """
+    shapes = infer(document)
+    compensated = {
+        label(node)
+        for node in document.graph.nodes
+        if node_metadata(node).get(ops.META_ROLE) == ops.ROLE_COMPENSATION
+    }
+    sites: dict[str, Site] = {}
+    reasons: dict[str, str] = {}
+    for entry in plan.analog:
+        if entry.label in compensated:
+            reasons[entry.label] = "is compensated already"
+            continue
+        found = _site(document, entry, shapes)
+        if isinstance(found, Site):
+            sites[entry.label] = found
+        else:
+            reasons[entry.label] = found
+    return sites, reasons
+
+
+def _site(document: Document, entry: NodePlan, shapes: Shapes) -> Site | str:
+    node, product = entry.node, entry.product
+    if node is None or product is None:
+        return "its weight is not a constant of the main graph"
+    if node.domain == ops.DOMAIN:
+        return "is mapped already; compensation goes in before map-crossbar"
+    if document.opset < _FIRST_OPSET:
+        return f"needs opset {_FIRST_OPSET}, the model has {document.opset}"
+    if product.operand != 1:
+        return "its constant operand is on the left"
+    if node.attrs.get("transA", 0):
+        return "it transposes its input (transA)"
+    is_conv = node.op == "Conv"
+    x, y = node.inputs[0], node.outputs[0]
+    rank = len(product.weight.shape) if is_conv else shapes.rank(y.name)
+    if rank is None or rank < 2:
+        return "the rank of its output is not known, or it is a vector"
+    if not is_conv and shapes.rank(x.name) != rank:
+        return "its input and output have different ranks"
+    pool = _pool(node, product.weight.shape[2:]) if is_conv else None
+    return Site(
+        node=node,
+        label=entry.label,
+        x=x,
+        y=y,
+        inputs=product.rows if not is_conv else product.weight.shape[1] * product.groups,
+        outputs=product.cols * product.groups,
+        rank=rank,
+        is_conv=is_conv,
+        pool=pool if isinstance(pool, dict) else None,
+        sees_input=not isinstance(pool, str),
+        dtype=product.weight.dtype,
+    )
+
+
+def _pool(node: gs.Node, kernel: tuple[int, ...]) -> dict[str, Any] | str | None:
+    """Return the pooling that has the output size of a convolution, None if none is needed, or why not.
+
+    A window of the dilated kernel's extent serves any dilation; dilated pooling would need opset 19.
+    """
+    n = len(kernel)
+    strides = list(node.attrs.get("strides") or [1] * n)
+    dilations = node.attrs.get("dilations") or [1] * n
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    pads = list(node.attrs.get("pads") or [0] * 2 * n) if auto_pad == "NOTSET" else [0] * 2 * n
+    if all(e == 1 for e in extent) and all(s == 1 for s in strides) and not any(pads):
+        return None
+    if any(p >= e for p, e in zip(pads, extent * 2, strict=True)):
+        return "its padding is wider than its kernel"
+    attributes: dict[str, Any] = {"kernel_shape": extent, "strides": strides}
+    if auto_pad == "NOTSET":
+        return attributes | {"pads": pads}
+    return attributes | {"auto_pad": auto_pad}

@@ -1,0 +1,1 @@
+"""Placement: which analog node gets a compensation, and how wide."""
