@@ -21,9 +21,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has gone
-        code = PIPE_CLOSED
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
     except OSError as error:
@@ -43,12 +40,15 @@ def _run() -> int:
     import typer
 
     from cnpass.cli.app import app
+    from cnpass.cli.verbs import Stopped
     from cnpass.errors import CnpassError
 
     # The base of all errors in arguments; where it lives differs between versions of typer.
     usage = cast("type[Exception]", typer.BadParameter.__mro__[2])
     try:
         return int(app(standalone_mode=False) or 0)
+    except Stopped as stopped:
+        return PIPE_CLOSED if stopped.pipe else _say("interrupted", INTERRUPTED)
     except typer.Abort:
         return _say("interrupted", INTERRUPTED)
     except CnpassError as error:

@@ -80,6 +80,7 @@ class RunFolder:
     def __init__(self, root: Path, verb: str, identity: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = root / verb
         self._journals: list[Journal] = []
+        self._fresh = [folder for folder in (self.path, root) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -156,4 +157,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._vanish()
         self.close()
+
+    def _vanish(self) -> None:
+        """Leave no new folder behind a run that failed before it had any result."""
+        ours = {MANIFEST, LOCK, *(journal.path.name for journal in self._journals if not journal.lines)}
+        if self.path in self._fresh and all(item.name in ours for item in self.path.iterdir()):
+            shutil.rmtree(self.path)
+            for folder in self._fresh[1:]:
+                folder.rmdir()

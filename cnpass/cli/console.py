@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 
-from rich.console import Console as Rich
+from rich.console import Console as _Rich
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -17,6 +17,14 @@ from cnpass.progress import Progress, Task
 
 WIDE = 240
 """Width of tables where stdout is no terminal, so that no cell is cut or wrapped."""
+
+
+class Rich(_Rich):
+    """A console that leaves it to us what happens when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the exception is handled: let it pass."""
+        raise  # noqa: PLE0704 (rich calls this from its handler)
 
 
 class Format(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,20 @@ SaveOption = Annotated[
 Verb = Callable[..., None]
 
 
+class Stopped(Exception):  # noqa: N818 (no error of anyone's)
+    """A verb ended early from outside.
+
+    It passes typer, which would otherwise end the process its own way.
+
+    Attributes:
+        pipe: whether because nobody reads our output any more; else it was Ctrl-C.
+    """
+
+    def __init__(self, *, pipe: bool) -> None:
+        super().__init__("pipe closed" if pipe else "interrupted")
+        self.pipe = pipe
+
+
 def verb(
     app: typer.Typer, *, name: str | None = None, recipe: type[Recipe] | None = None
 ) -> Callable[[Verb], Verb]:
@@ -79,6 +94,15 @@ def verb(
         ]
 
         def command(**values: Any) -> None:
+            try:
+                call(**values)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise Stopped(pipe=True) from None
+            except KeyboardInterrupt:
+                raise Stopped(pipe=False) from None
+
+        def call(**values: Any) -> None:
             console = Console(values.pop("format_"), verbose=values.pop("verbose"), quiet=values.pop("quiet"))
             if recipe is not None:
                 flags = {key: _clean(values.pop(key)) for key in fields}

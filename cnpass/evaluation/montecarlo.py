@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import DataError, ModelError
+from cnpass.errors import CnpassError, DataError, ModelError
 from cnpass.evaluation import feeding, metrics
 from cnpass.evaluation.pool import Pool, default_workers
 from cnpass.evaluation.runner import Job, Unit
@@ -107,7 +109,8 @@ class MonteCarlo:
         self.notes: list[str] = []
         try:
             plain = self._plain(clean)
-            outputs = self._outputs(plain)
+            with self._naming(clean):
+                outputs = self._outputs(plain)
             name = str(plain.graph.outputs[0].name)
             self.metric: Metric = metrics.choose(split, outputs, name)
             self._expected = metrics.reference(self.metric, split, outputs)
@@ -122,6 +125,18 @@ class MonteCarlo:
         except BaseException:
             self.close()
             raise
+
+    @contextmanager
+    def _naming(self, document: Document) -> Iterator[None]:
+        """Errors that speak of our temporary files speak of the model instead."""
+        try:
+            yield
+        except CnpassError as error:
+            ours = re.escape(str(self._folder)) + r"/[\w-]+\.onnx"
+            said = re.sub(ours, str(document.path or "the model"), str(error))
+            if said == str(error):
+                raise
+            raise type(error)(said) from error
 
     # clean figures
 
@@ -175,7 +190,7 @@ class MonteCarlo:
         if device is None:
             if attributes is None:
                 raise ModelError("the model is not mapped to analog chips, so a device model is needed")
-            device = device_from_attributes(attributes)
+            device = device_from_attributes(_shortest(attributes))
             if device is None:  # programmed upstream, by nodes of a third party
                 return Target(
                     document, document, str(attributes["device"]), {}, int(attributes.get("seed", 0))
@@ -242,7 +257,7 @@ class MonteCarlo:
         task = task or Task()
         task.advance(len(values))
         if stop is None and len(values) < len(chips):
-            outcomes = self._measure(target.mapped, [chip for chip in chips if chip not in values])
+            outcomes = self._measure(target, [chip for chip in chips if chip not in values])
             for chip, value, seconds in outcomes:
                 values[chip] = value
                 task.advance()
@@ -253,13 +268,13 @@ class MonteCarlo:
                     break
         return [values[chip] for chip in chips[:stop]]
 
-    def _measure(self, mapped: Document, chips: Sequence[int]) -> Iterator[tuple[int, float, float]]:
-        document, feed = self._arrange(mapped)
-        self._saved += 1
-        path = feeding.save(document, self._folder, f"model-{self._saved}")
-        outcomes = self._pool(feed).run([Unit(str(path), chip) for chip in chips])
-        for outcome in outcomes:
-            yield outcome.unit.chip, outcome.value, outcome.seconds
+    def _measure(self, target: Target, chips: Sequence[int]) -> Iterator[tuple[int, float, float]]:
+        with self._naming(target.source):
+            document, feed = self._arrange(target.mapped)
+            self._saved += 1
+            path = feeding.save(document, self._folder, f"model-{self._saved}")
+            for outcome in self._pool(feed).run([Unit(str(path), chip) for chip in chips]):
+                yield outcome.unit.chip, outcome.value, outcome.seconds
 
     def _pool(self, feed: feeding.Feed) -> Pool:
         if feed not in self._pools:
@@ -327,6 +342,11 @@ def _digest(document: Document) -> str:
     digest = hashlib.sha256(document.sha256.encode())
     digest.update(document.to_proto().SerializeToString(deterministic=True))
     return digest.hexdigest()[:16]
+
+
+def _shortest(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with floats in the fewest digits that give the same float32, which is what ONNX stores."""
+    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in attributes.items()}
 
 
 def _stored(store: Journal | None, key: dict[str, Any]) -> dict[int, float]:

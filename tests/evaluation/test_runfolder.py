@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,31 @@ def test_second_process_is_kept_out(tmp_path: Path) -> None:
         RunFolder(tmp_path, "evaluate", IDENTITY)
     with RunFolder(tmp_path, "evaluate", IDENTITY):
         pass
+
+
+def fail(root: Path, first: Callable[[RunFolder], object]) -> None:
+    with RunFolder(root, "evaluate", IDENTITY) as folder:
+        first(folder)
+        raise KeyError
+
+
+def test_failure_without_results_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail(tmp_path / "run", lambda folder: folder.journal("chips"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda folder: folder.journal("chips").append({"chip": 0}),
+        lambda folder: (folder.path / "checkpoint").write_text("state"),
+    ],
+)
+def test_failure_with_results_keeps_them(tmp_path: Path, keep: Callable[[RunFolder], object]) -> None:
+    with pytest.raises(KeyError):
+        fail(tmp_path / "run", keep)
+    assert len(list((tmp_path / "run" / "evaluate").iterdir())) == 3
 
 
 def test_verbs_do_not_meet(tmp_path: Path) -> None:

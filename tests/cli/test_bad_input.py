@@ -1,0 +1,273 @@
+"""Bad input: the exact exit code, one line on stderr, no traceback, no new files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+EVALUATE = ("evaluate", "--chips", 2, "--workers", 1)
+
+
+def arrays(**changes: np.ndarray | None) -> Callable[[Path], None]:
+    """Writes digits.npz with changed arrays."""
+
+    def write(folder: Path) -> None:
+        with np.load(folder / "digits.npz") as archive:
+            kept = dict(archive) | changes
+        np.savez(folder / "digits.npz", **{name: value for name, value in kept.items() if value is not None})
+
+    return write
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "digits.onnx").read_bytes()
+    (folder / "digits.onnx").write_bytes(data[: len(data) // 2])
+
+
+def no_onnx(folder: Path) -> None:
+    (folder / "digits.onnx").write_text("this is no model\n")
+
+
+def empty(folder: Path) -> None:
+    (folder / "digits.onnx").write_bytes(b"")
+
+
+def external(folder: Path) -> None:
+    model = onnx.load(folder / "digits.onnx")
+    onnx.save_model(
+        model, folder / "digits.onnx", save_as_external_data=True, location="w.data", size_threshold=0
+    )
+    (folder / "w.data").unlink()
+
+
+def nothing_analog(folder: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save_model(model, folder / "digits.onnx")
+    (folder / "digits.npz").unlink()
+
+
+def refused_by_runtime(folder: Path) -> None:
+    model = onnx.load(folder / "digits.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(np.ones((6, 9, 3, 3), np.float32), weight.name))
+    onnx.save_model(model, folder / "digits.onnx")
+
+
+def taken(folder: Path) -> None:
+    (folder / "digits.cnpass.onnx").write_text("mine")
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+IMAGES = np.zeros((4, 1, 5, 7), np.float32)
+
+TABLE = {
+    "missing file": (nothing, ("inspect", "{}/none.onnx"), 3, "none.onnx: "),
+    "a folder": (nothing, ("inspect", "{}"), 3, "is a folder"),
+    "no ONNX, inspect": (no_onnx, ("inspect", "{}/digits.onnx"), 3, "digits.onnx: "),
+    "no ONNX, evaluate": (no_onnx, (*EVALUATE, "{}/digits.onnx"), 3, "digits.onnx: "),
+    "no ONNX, rewrite": (no_onnx, ("rewrite", "{}/digits.onnx"), 3, "digits.onnx: "),
+    "no ONNX, lower": (no_onnx, ("lower", "{}/digits.onnx"), 3, "digits.onnx: "),
+    "empty": (empty, ("inspect", "{}/digits.onnx"), 3, "empty"),
+    "truncated, inspect": (truncate, ("inspect", "{}/digits.onnx"), 3, "cut short"),
+    "truncated, rewrite": (truncate, ("rewrite", "{}/digits.onnx"), 3, "cut short"),
+    "truncated, evaluate": (truncate, (*EVALUATE, "{}/digits.onnx"), 3, "cut short"),
+    "external data missing, rewrite": (external, ("rewrite", "{}/digits.onnx"), 3, "w.data"),
+    "external data missing, evaluate": (external, (*EVALUATE, "{}/digits.onnx"), 3, "w.data"),
+    "refused by the runtime": (refused_by_runtime, (*EVALUATE, "{}/digits.onnx"), 3, "/digits.onnx failed"),
+    "nothing analog, rewrite": (
+        nothing_analog,
+        ("rewrite", "{}/digits.onnx"),
+        3,
+        "no node can run on a crossbar",
+    ),
+    "nothing analog, evaluate": (
+        nothing_analog,
+        (*EVALUATE, "{}/digits.onnx"),
+        3,
+        "no node can run on a crossbar",
+    ),
+    "nothing mapped, lower": (nothing, ("lower", "{}/digits.onnx"), 3, "no analog nodes"),
+    "data missing": (nothing, (*EVALUATE, "{}/digits.onnx", "--data", "{}/no.npz"), 4, "no such file"),
+    "data no NPZ": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--data", "{}/digits.onnx"),
+        4,
+        "cannot be read as NPZ",
+    ),
+    "data of wrong shape": (
+        arrays(x_test=IMAGES, y_test=np.arange(4)),
+        (*EVALUATE, "{}/digits.onnx"),
+        4,
+        "1x5x7",
+    ),
+    "data of text": (arrays(x_test=np.array(["a"] * 100)), (*EVALUATE, "{}/digits.onnx"), 4, "no numbers"),
+    "data of objects": (
+        arrays(x_test=np.array([None] * 100)),
+        (*EVALUATE, "{}/digits.onnx"),
+        4,
+        "Object arrays",
+    ),
+    "labels too large": (
+        arrays(y_test=np.full(100, 10)),
+        (*EVALUATE, "{}/digits.onnx"),
+        4,
+        "label 10 is outside",
+    ),
+    "labels negative": (
+        arrays(y_test=np.full(100, -1)),
+        (*EVALUATE, "{}/digits.onnx"),
+        4,
+        "label -1 is negative",
+    ),
+    "labels of floats": (arrays(y_test=np.ones(100)), (*EVALUATE, "{}/digits.onnx"), 4, "must be integers"),
+    "labels too few": (arrays(y_test=np.arange(9)), (*EVALUATE, "{}/digits.onnx"), 4, "differ in length"),
+    "no arrays that fit": (
+        arrays(x_test=None, y_test=None),
+        (*EVALUATE, "{}/digits.onnx"),
+        4,
+        "none of the arrays",
+    ),
+    "output exists": (taken, ("rewrite", "{}/digits.onnx"), 2, "exists already; --force overwrites it"),
+    "output is the source": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "-o", "{}/digits.onnx", "--force"),
+        2,
+        "is the source",
+    ),
+    "output in no folder": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "-o", "{}/none/o.onnx"),
+        2,
+        "there is no folder",
+    ),
+    "output is a folder": (nothing, ("rewrite", "{}/digits.onnx", "-o", "{}"), 2, "is a folder"),
+    "split exists": (nothing, ("inspect", "{}/digits.onnx", "--split", "{}/digits.npz"), 2, "exists already"),
+    "config exists": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--save-config", "{}/digits.npz"),
+        2,
+        "exists already",
+    ),
+    "run folder is a file": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--run", "{}/digits.npz"),
+        2,
+        "run folder",
+    ),
+    "optimize: output exists": (taken, ("optimize", "{}/digits.onnx"), 2, "exists already"),
+    "unknown pass": (nothing, ("rewrite", "{}/digits.onnx", "-p", "fold"), 2, "pass 'fold' is unknown"),
+    "unknown pass option": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "-p", "map-crossbar{{x=1}}"),
+        2,
+        "no option 'x'",
+    ),
+    "pipeline cut short": (nothing, ("rewrite", "{}/digits.onnx", "-p", "map-crossbar{{"), 2, "pipeline"),
+    "unknown device": (nothing, (*EVALUATE, "{}/digits.onnx", "--device", "magic"), 2, "'magic' is unknown"),
+    "unknown parameter": (nothing, (*EVALUATE, "{}/digits.onnx", "--param", "x=1"), 2, "'x'"),
+    "sigma twice": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--sigma", 1, "--param", "sigma=1"),
+        2,
+        "by --sigma already",
+    ),
+    "sigma out of range": (nothing, (*EVALUATE, "{}/digits.onnx", "--sigma", "-1"), 2, "sigma"),
+    "show no device": (nothing, ("devices", "show", "magic"), 2, "'magic' is unknown"),
+    "show no pass": (nothing, ("passes", "show", "magic"), 2, "'magic' is unknown"),
+    "no model": (nothing, ("evaluate",), 2, "Missing argument 'MODEL'"),
+    "no verb of that name": (nothing, ("polish",), 2, "No such command 'polish'"),
+    "no flag of that name": (nothing, (*EVALUATE, "{}/digits.onnx", "--colour"), 2, "--colour"),
+    "number in words": (nothing, ("evaluate", "{}/digits.onnx", "--chips", "many"), 2, "'--chips'"),
+    "number out of range": (nothing, ("evaluate", "{}/digits.onnx", "--chips", "1"), 2, "--chips"),
+    "no recipe": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--recipe", "{}/no.toml"),
+        2,
+        "no.toml: recipe cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input(cnpass, digits: Path, name: str) -> None:
+    spoil, arguments, code, said = TABLE[name]
+    folder = digits.parent
+    spoil(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = cnpass(*(str(argument).format(folder) for argument in arguments))
+    lines = [
+        line for line in done.err.splitlines() if not line.startswith(("cnpass: note: ", "cnpass: warning: "))
+    ]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("cnpass: error: ")
+    assert said in lines[0]
+    assert done.code == code
+    assert done.out == ""
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in {".jsonl", ".tmp"} and path.stat().st_size
+    ]
+
+
+@pytest.mark.parametrize("verb", [("inspect",), ("rewrite", "--dry-run")])
+def test_a_model_without_candidates_is_no_error_to_look_at(
+    cnpass, digits: Path, verb: tuple[str, ...]
+) -> None:
+    nothing_analog(digits.parent)
+    done = cnpass(*verb, digits)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_inspect_needs_no_external_data(cnpass, digits: Path) -> None:
+    """Shapes suffice; but the hash in the record covers the weights, so that missing ones are named."""
+    external(digits.parent)
+    done = cnpass("inspect", digits)
+    assert done.code == 3
+    assert "w.data" in done.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_write_permission(cnpass, digits: Path) -> None:
+    digits.parent.chmod(0o500)
+    try:
+        done = cnpass("rewrite", digits)
+    finally:
+        digits.parent.chmod(0o700)
+    assert done.code == 2
+    assert "cannot be written" in done.err
+
+
+def test_internal_errors_are_one_line(cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug\nof two lines")
+
+    monkeypatch.setattr("cnpass.inspection.inspect", broken)
+    done = cnpass("inspect", digits)
+    assert done.code == 70
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("cnpass: internal error: RuntimeError: a bug of two lines (")
+    assert "Traceback" in cnpass("inspect", digits, "-v").err
+
+
+def test_a_full_disk_is_one_line(cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    done = cnpass(*EVALUATE, digits)
+    assert (done.code, done.err) == (2, "cnpass: error: the disk is full\n")

@@ -1,0 +1,111 @@
+"""Ctrl-C, kill -9, closed pipes: nothing half-written or left running, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+ARGUMENTS = ("--chips", 4000, "--workers", 2, "--sigma", 0.3)
+
+
+def wait_for_chips(journal: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not journal.exists() or len(journal.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline, "no chips arrived"
+        time.sleep(0.02)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes whose parent is the given one."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (signal.SIGINT, (130, "cnpass: interrupted\n")),
+        (signal.SIGTERM, (143, "")),
+        (signal.SIGKILL, (-9, "")),
+    ],
+)
+def test_stopped_and_resumed(cnpass, start, digits: Path, sent: int, expected: tuple[int, str]) -> None:
+    run = digits.with_name("run")
+    journal = run / "evaluate" / "chips.jsonl"
+    process = start("evaluate", digits, *ARGUMENTS, "--run", run)
+    wait_for_chips(journal, 5)
+    workers = descendants(process.pid)
+    assert len(workers) == 2
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == expected
+    assert out == ""
+    deadline = time.monotonic() + 10
+    while not all(map(gone, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert all(map(gone, workers))
+
+    done = len(journal.read_text().splitlines())
+    assert 5 <= done < 4000
+    total = done + 20
+    again = cnpass("evaluate", digits, *ARGUMENTS, "--chips", total, "--run", run, "--format", "json")
+    chips = [json.loads(line)["chip"] for line in journal.read_text().splitlines()]
+    assert sorted(set(chips)) == sorted(chips)
+    assert set(range(total)) <= set(chips)
+    assert len(chips) <= total + 2 * 2  # chips that were on their way when the signal came
+    fresh = cnpass(
+        "evaluate",
+        digits,
+        *ARGUMENTS,
+        "--chips",
+        total,
+        "--run",
+        digits.with_name("other"),
+        "--format",
+        "json",
+    )
+    one, two = (json.loads(text) for text in (again.out, fresh.out))
+    assert one["points"] == two["points"]
+    assert not (run / "evaluate" / "scratch").exists()
+
+
+def test_interrupted_before_the_first_result(start, digits: Path) -> None:
+    before = sorted(digits.parent.rglob("*"))
+    process = start("evaluate", digits, *ARGUMENTS)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    if not digits.with_name("digits.cnpass.run").exists():
+        assert sorted(digits.parent.rglob("*")) == before
+    assert process.returncode in {130, -signal.SIGINT}  # the latter if Python itself was still starting
+    assert "Traceback" not in err or process.returncode != 130
+
+
+@pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--format", "json")])
+def test_reader_that_goes_away(start, digits: Path, arguments: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start(*arguments, digits, stdout=write)
+    os.close(write)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (141, "")
