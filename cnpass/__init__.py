@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnpass.evaluation import evaluate
     from cnpass.inspection import inspect
-    from cnpass.optimize import optimize
+    from cnpass.optimization import optimize
     from cnpass.runtime.library import get_library_path
     from cnpass.runtime.session import Session
 
@@ -23,7 +23,7 @@ _HOME = {
     "evaluate": "cnpass.evaluation",
     "get_library_path": "cnpass.runtime.library",
     "inspect": "cnpass.inspection",
-    "optimize": "cnpass.optimize",
+    "optimize": "cnpass.optimization",
 }
 
 

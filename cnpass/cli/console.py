@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Literal
 
 from rich.console import Console as _Rich
 from rich.markup import escape
@@ -72,13 +73,15 @@ class Console(Progress):
         self._out.print(escape(text), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a table; a ">" before a column's name aligns it to the right; None prints as a dash."""
+        """Print a table; a ">" before a column's name aligns it to the right; None prints as a dash.
+
+        Only the last column wraps where the terminal is narrow.
+        """
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            right = column.startswith(">")
-            table.add_column(
-                escape(column.removeprefix(">")), justify="right" if right else "left", no_wrap=right
-            )
+        for i, column in enumerate(columns):
+            side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+            name = escape(column.removeprefix(">"))
+            table.add_column(name, justify=side, no_wrap=i + 1 < len(columns), overflow="fold")
         for row in rows:
             table.add_row(*("-" if cell is None else escape(str(cell)) for cell in row))
         self._out.print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnpass.cli.console import Console, Format, percent
+from cnpass.cli.console import Console, Format
 from cnpass.cli.verbs import ModelArgument, RestartOption, RunOption
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import Metric, Point
@@ -13,6 +13,8 @@ METRICS: dict[Metric, str] = {
     "agreement": "agreement with the clean model",
     "ser": "signal-to-error ratio",
 }
+
+UNITS: dict[Metric, str] = {"top1": "%", "agreement": "%", "ser": "dB"}
 
 
 def run(
@@ -30,32 +32,34 @@ def run(
     if console.form is Format.JSON:
         console.json(record.to_json())
         return
+    unit = UNITS[record.metric]
     console.line(f"{METRICS[record.metric]} on {record.n} samples of {record.data.name}")
-    console.line(f"clean: {shown(record.clean, record.metric)}")
+    console.line(f"clean: {shown(record.clean, record.metric)} {unit}")
     console.line()
-    console.table(POINT_COLUMNS, (point_cells(point, record.metric) for point in record.points))
+    console.table(
+        ("device model", ">chips", *figure_columns(unit)),
+        ((device(point), point.chips, *figures(point, record.metric)) for point in record.points),
+    )
 
 
-POINT_COLUMNS = (
-    "device",
-    "parameters",
-    ">chips",
-    ">mean",
-    ">95 % interval",
-    ">std",
-    ">min",
-    ">5th percentile",
-)
+def device(point: Point) -> str:
+    """The device model of a point with its parameters."""
+    return " ".join([point.device, *(f"{name}={value:g}" for name, value in point.params.items())])
 
 
-def point_cells(point: Point, metric: Metric) -> tuple[object, ...]:
-    """A point as the cells of one row."""
-    low, high = (shown(end, metric) for end in point.ci95)
-    params = " ".join(f"{name}={value:g}" for name, value in point.params.items())
-    figures = (shown(figure, metric) for figure in (point.std, point.min, point.p05))
-    return (point.device, params, point.chips, shown(point.mean, metric), f"{low} .. {high}", *figures)
+def figure_columns(unit: str) -> tuple[str, ...]:
+    """Column names for ``figures``."""
+    return (f">mean {unit}", ">95 % interval", ">std", ">min", ">5th pct.")
 
 
-def shown(value: float, metric: Metric) -> str | None:
-    """A figure with its unit."""
-    return f"{value:.1f} dB" if metric == "ser" else percent(value)
+def figures(point: Point, metric: Metric) -> tuple[str, ...]:
+    """The figures of a point as cells of one row."""
+    mean, low, high, *rest = (
+        shown(value, metric) for value in (point.mean, *point.ci95, point.std, point.min, point.p05)
+    )
+    return (mean, f"{low} .. {high}", *rest)
+
+
+def shown(value: float, metric: Metric) -> str:
+    """A figure in its unit."""
+    return f"{value:.1f}" if metric == "ser" else f"{100 * value:.2f}"

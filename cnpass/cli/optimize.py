@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnpass.cli.console import Console, Format, percent
-from cnpass.cli.evaluate import METRICS, POINT_COLUMNS, point_cells, shown
+from cnpass.cli.evaluate import METRICS, UNITS, device, figure_columns, figures, shown
 from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.errors import GateError
@@ -32,7 +32,7 @@ def run(
         print_plan(Document.load(model), console, {"recipe": recipe.identity(), "output": str(output)})
         return
     check_output(output, force=force)
-    from cnpass.optimize import optimize
+    from cnpass.optimization import optimize
 
     record = optimize(
         model,
@@ -56,12 +56,14 @@ def run(
 
 def print_record(record: OptimizeRecord, console: Console) -> None:
     """The record as tables."""
-    metric = record.metric
+    metric, unit = record.metric, UNITS[record.metric]
     console.line(f"{METRICS[metric]} on {record.n.test} test samples")
+    console.line(f"{record.after.chips} chips of {device(record.after)}")
+    console.line()
     console.table(
-        ("", ">clean", *POINT_COLUMNS, ">retention"),
+        ("model", f">clean {unit}", *figure_columns(unit), ">retention"),
         (
-            (name, shown(clean, metric), *point_cells(point, metric), percent(retention))
+            (name, shown(clean, metric), *figures(point, metric), percent(retention))
             for name, clean, point, retention in (
                 ("before", record.clean, record.before, record.retention.before),
                 ("after", record.after_clean, record.after, record.retention.after),
@@ -71,17 +73,8 @@ def print_record(record: OptimizeRecord, console: Console) -> None:
     console.line()
     if record.ladder:
         console.table(
-            ("step", "scope", "kept", ">mean on validation", ">std"),
-            (
-                (
-                    r.step,
-                    r.scope,
-                    "yes" if r.kept else "no",
-                    shown(r.point.mean, metric),
-                    shown(r.point.std, metric),
-                )
-                for r in record.ladder
-            ),
+            ("step", "scope", "kept", *figure_columns(unit)),
+            ((r.step, r.scope, "yes" if r.kept else "no", *figures(r.point, metric)) for r in record.ladder),
         )
         console.line()
     for place in record.placement:

@@ -12,8 +12,18 @@ import onnx
 import pytest
 
 import cnpass as package
+from cnpass.evaluation.statistics import summarise
 from cnpass.recipe import EvaluateRecipe, OptimizeRecipe, Recipe
-from cnpass.records import SCHEMAS
+from cnpass.records import (
+    SCHEMAS,
+    BeforeAfter,
+    OptimizeRecord,
+    Overhead,
+    Placement,
+    Point,
+    Rung,
+    SplitSizes,
+)
 
 QUICK = ("--chips", 3, "--workers", 1, "--sigma", 0.5)
 
@@ -122,7 +132,7 @@ def test_evaluate(cnpass, digits: Path) -> None:
     lines = (digits.with_name("digits.cnpass.run") / "evaluate" / "chips.jsonl").read_text().splitlines()
     assert len(lines) == 3
     table = cnpass("evaluate", digits, *QUICK, "--seed", 4).out
-    assert f"{100 * point['mean']:.2f} %" in table
+    assert f"{100 * point['mean']:.2f}" in table
     assert f"{100 * record['clean']:.2f} %" in table
 
 
@@ -217,6 +227,72 @@ def test_saved_config_repeats_the_run(cnpass, digits: Path, tmp_path: Path) -> N
     assert (record["points"][0]["chips"], len(record["points"])) == (3, 1)
     wins = json.loads(cnpass("evaluate", digits, "--recipe", file, "--chips", 2, "--format", "json").out)
     assert wins["points"][0]["chips"] == 2
+
+
+# optimize
+
+
+def point(mean: float) -> Point:
+    return summarise("lognormal", {"sigma": 0.5}, 0, [mean - 0.01, mean, mean + 0.01])
+
+
+@pytest.fixture
+def optimized(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Puts a finished record in the place of the work; gives what the work was called with."""
+    seen: dict[str, object] = {}
+
+    def finished(model: Path, *, recipe: OptimizeRecipe, output: Path, **rest: object) -> OptimizeRecord:
+        seen.update(rest, recipe=recipe, output=output)
+        return OptimizeRecord(
+            input=str(model),
+            output=str(output),
+            metric="top1",
+            n=SplitSizes(train=10, val=10, test=10),
+            clean=0.98,
+            after_clean=0.97,
+            before=point(0.34),
+            after=point(0.95),
+            retention=BeforeAfter(before=0.347, after=0.969),
+            overhead=Overhead(params=0.021, macs=None),
+            placement=[Placement(node="conv3", kind="residual", ratio=0.25)],
+            ladder=[Rung(step="noise injection", scope="agnostic", kept=True, point=point(0.94))],
+            recipe={},
+            hashes={},
+            seeds={"chips": 0},
+            seconds=1.0,
+        )
+
+    monkeypatch.setattr("cnpass.optimization.optimize", finished)
+    return seen
+
+
+def test_optimize(cnpass, digits: Path, optimized: dict[str, object]) -> None:
+    done = cnpass("optimize", digits, "--sigma", 0.5, "--no-retrain", "--budget", "5m", "--format", "json")
+    assert (done.code, check(done.out, "optimize")["after_clean"]) == (0, 0.97)
+    recipe = optimized["recipe"]
+    assert isinstance(recipe, OptimizeRecipe)
+    assert (recipe.sigma, recipe.retrain, recipe.compensation, recipe.budget) == (0.5, False, True, 300)
+    assert optimized["output"] == digits.with_name("digits.cnpass.onnx")
+    assert optimized["run"] == digits.with_name("digits.cnpass.run")
+    table = cnpass("optimize", digits).out
+    for said in (
+        "98.00",
+        "34.00",
+        "96.90 %",
+        "noise injection",
+        "conv3: residual, ratio 0.25",
+        "unknown MACs",
+    ):
+        assert said in table
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize(("asked", "code"), [(0.96, 0), (0.97, 1)])
+def test_retention_gate(cnpass, digits: Path, asked: float, code: int) -> None:
+    done = cnpass("optimize", digits, "--min-retention", asked)
+    assert done.code == code
+    assert "96.90 %" in done.out
+    assert ("retains 96.90 % of the clean figure, less than the 97.00 % asked for" in done.err) == bool(code)
 
 
 # devices, passes
