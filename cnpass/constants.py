@@ -101,7 +101,8 @@ class StoredConstant(gs.Constant):  # type: ignore[misc] # graphsurgeon has no t
             if new.data_type != old.data_type:
                 was, now = (TensorProto.DataType.Name(t.data_type) for t in (old, new))
                 raise TypeError(f"weight {self.name!r} was {was}, its new values are {now}")
-            new.doc_string = old.doc_string
+            if old.HasField("doc_string"):
+                new.doc_string = old.doc_string
             new.metadata_props.extend(old.metadata_props)
             return new
         if isinstance(source, TensorProto) and source.name != self.name:

@@ -111,7 +111,8 @@ class _Folder:
         if len(found) != 4:
             return "its parameters are not constant"
         scale, shift, mean, variance = found
-        factor = scale / np.sqrt(variance + float(norm.attrs.get("epsilon", 1e-5)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = scale / np.sqrt(variance + float(norm.attrs.get("epsilon", 1e-5)))
         if not np.all(np.isfinite(factor)):
             return "its scale is not finite"
         where = self.place(linear)

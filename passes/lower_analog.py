@@ -108,7 +108,7 @@ class _Lowering:
         """Replace one analog node; returns the new node and whether it is the source node come back."""
         group = self.group(node)
         weight = _uncast(node.inputs[1])
-        perm = tuple(node.attrs.get(ops.WEIGHT_PERM, ()))
+        perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(2 + len(node.attrs.get("kernel_shape", ())))))
         if group is None:
             return self.plain(node, perm), False
         operand, turned = self.operand(group.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -143,12 +144,13 @@ class MapCrossbar(Pass):
 
     def _retarget(self, document: Document) -> None:
         """Set device and seed of nodes that are analog already; weights programmed elsewhere stay so."""
-        own = {*ops.CONV_ATTRIBUTES, ops.WEIGHT_PERM, "stream"}
         for node in analog.analog_nodes(document):
             if node.attrs.get("device") != ops.PROGRAMMED:
-                kept = {name: value for name, value in node.attrs.items() if name in own}
+                old = dict(node.attrs)
+                first = {name: value for name, value in old.items() if name in ops.CONV_ATTRIBUTES}
+                last = {name: old[name] for name in ("stream", ops.WEIGHT_PERM) if name in old}
                 node.attrs.clear()
-                node.attrs.update({**kept, **self.device_attributes()})
+                node.attrs.update({**first, **self.device_attributes(), **last})
 
 
 class _Writer:
@@ -160,6 +162,7 @@ class _Writer:
         self.shapes = infer(document)
         self.chip = _chip(document)
         self.casts: dict[int, gs.Tensor] = {}
+        self.names = {node.name for node in document.graph.nodes}
         self.nodes: list[gs.Node] = []
 
     def rewrite(self, node: gs.Node, entry: NodePlan) -> list[gs.Node]:
@@ -251,12 +254,20 @@ class _Writer:
 
     def digital(self, op: str, inputs: list[gs.Tensor], suffix: str, **attributes: Any) -> gs.Tensor:
         """A standard operator beside the analog node."""
-        name = f"{self.source.name}.{suffix}" if self.source.name else ""
-        node = gs.Node(op, name, attributes, inputs, [self.variable(suffix)])
+        node = gs.Node(op, self.name(suffix), attributes, inputs, [self.variable(suffix)])
         self.nodes.append(
             analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_DIGITAL)
         )
         return node.outputs[0]
+
+    def name(self, suffix: str) -> str:
+        """A node name that is not taken, for ONNX Runtime wants them different; nameless nodes stay so."""
+        if not self.source.name:
+            return ""
+        numbers = (f"{self.source.name}.{suffix}{count or ''}" for count in itertools.count())
+        name = next(name for name in numbers if name not in self.names)
+        self.names.add(name)
+        return name
 
     def variable(self, suffix: str) -> gs.Variable:
         return gs.Variable(self.document.fresh(f"{self.entry.label}.{suffix}"))
