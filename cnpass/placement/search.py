@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from cnpass.compensation.kinds import Kind
 from cnpass.progress import Progress
@@ -58,8 +58,8 @@ def search(
 ) -> tuple[Choice, float] | None:
     """Find the placement with the best figure (Optuna's TPE sampler; J. Bergstra et al., 2011).
 
-    Every trial has a seed of its own, so a search that was interrupted and resumed proposes what it would have
-    proposed. A placement that was tried before is not trained again.
+    Every trial has a seed of its own, so a search that was interrupted and resumed proposes what it would
+    have proposed. A placement that was tried before is not trained again.
 
     Args:
         space: What to choose from.
@@ -98,7 +98,7 @@ def _run(trial: optuna.Trial, study: optuna.Study, space: Space, score: Scorer) 
 
     choice = Choice(
         node=str(trial.suggest_categorical("node", list(space.nodes))),
-        kind=trial.suggest_categorical("kind", list(space.kinds)),
+        kind=cast(Kind, trial.suggest_categorical("kind", list(space.kinds))),
         ratio=float(trial.suggest_categorical("ratio", list(space.ratios))),
     )
     known = next((t for t in _finished(study) if t.params == trial.params), None)
