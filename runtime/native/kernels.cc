@@ -13,7 +13,7 @@ namespace cnpass {
   extern const MatrixKernels kMatrix; \
   }
 
-#if defined(__x86_64__)
+#if defined(CNPASS_X86)  // by the build, which then has these three levels
 
 CNPASS_DECLARE(v1)
 CNPASS_DECLARE(v3)
