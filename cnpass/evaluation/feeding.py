@@ -104,13 +104,13 @@ def arrange(
         if _agree(session, Feed(1), session, Feed(PROBES), probes):
             return document, Feed(batch), None
         return document, Feed(1), "samples run one by one: in a batch the model gives other results"
+    session = open_session(document, folder, "probe")
     alone = Feed(fixed, padded=True)
     how = f"samples run {fixed} at a time, as the model fixes it"
     try:
         freed = Document.from_proto(_free(document, probes, alone), document.base_dir)
     except batching.NotFreeableError as reason:
         return document, alone, f"{how}: {reason}"
-    session = open_session(document, folder, "probe")
     if not _agree(session, alone, open_session(freed, folder, "freed"), Feed(PROBES), probes):
         return document, alone, f"{how}: with the batch freed it gives other results"
     return (

@@ -111,6 +111,7 @@ class MonteCarlo:
             plain = self._plain(clean)
             with self._naming(clean):
                 outputs = self._outputs(plain)
+            self._check(outputs)
             name = str(plain.graph.outputs[0].name)
             self.metric: Metric = metrics.choose(split, outputs, name)
             self._expected = metrics.reference(self.metric, split, outputs)
@@ -120,11 +121,25 @@ class MonteCarlo:
                 self.metric, split, self.clean, 0 if rows is None else rows.shape[1]
             )
             if warning:
-                self._progress.warn(warning)
-                self.notes.append(warning)
+                self._warn(warning)
         except BaseException:
             self.close()
             raise
+
+    def _check(self, outputs: metrics.Outputs) -> None:
+        if outputs.dtype.kind != "f":
+            return
+        total = len(outputs)
+        broken = int(np.count_nonzero(np.isnan(outputs).reshape(total, -1).any(axis=1)))
+        text = f"the clean model gives NaN on {broken} of {total} samples"
+        if broken == total:
+            raise ModelError(f"{text}; its weights, or the data's range, are broken")
+        if broken:
+            self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        self._progress.warn(text)
+        self.notes.append(text)
 
     @contextmanager
     def _naming(self, document: Document) -> Iterator[None]:
