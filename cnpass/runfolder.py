@@ -6,6 +6,7 @@ keeps a second process out, and journals: files of JSON lines, one per finished 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -51,9 +52,9 @@ class Journal:
         """Add one line; it is in the file, whole, when this returns."""
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file).st_size
-        if os.write(self._file, data) != len(data):  # the disk is full: the next write would say so
+        if os.write(self._file, data) != len(data):
             os.ftruncate(self._file, size)
-            os.write(self._file, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self.lines.append(dict(line))
 
     def close(self) -> None:

@@ -225,7 +225,7 @@ def test_a_killed_worker_is_one_error_and_no_hang(document: Document, split: Spl
 def test_an_error_in_a_worker_keeps_its_kind(document: Document, split: Split) -> None:
     with MonteCarlo(document, split, workers=2) as run:
         target = run.prepare(document, STRONG, 0)
-        with pytest.raises(CnpassError, match="chip is -[234]") as error:
+        with pytest.raises(CnpassError, match=r"chip is -[234]") as error:
             run.values(target, [-2, -3, -4])
         assert error.value.exit_code == 2
 

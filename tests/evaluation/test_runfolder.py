@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_torn_tail_is_dropped_and_the_next_line_is_whole(tmp_path: Path, torn: s
         assert journal.lines == [{"chip": 0}]
         journal.append({"chip": 2})
     assert journal.path.read_text() == '{"chip": 0}\n{"chip": 2}\n'
+
+
+def test_half_a_line_is_taken_back_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunFolder(tmp_path, "evaluate", IDENTITY) as folder:
+        journal = folder.journal("chips")
+        journal.append({"chip": 0})
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+        with pytest.raises(OSError, match=r"No space left on device: '.*chips\.jsonl'"):
+            journal.append({"chip": 1})
+    assert journal.path.read_text() == '{"chip": 0}\n'
+    assert journal.lines == [{"chip": 0}]
 
 
 def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
