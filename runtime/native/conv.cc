@@ -38,15 +38,18 @@ class AnalogConv : public Op {
     }
     const bool direct = g.filters / g.groups <= kMaxDirectFilters;
     const auto packed = weights_.packed(
-        call, w, chip,
-        [&](const Call&, const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
+        call, w, chip, [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
           (direct ? pack_plain : pack_left)(call, weight_matrix(dims, strides), weight, target);
         });
     float* y = call.output(g.output_dims);
     const Plan plan(g, packed->data(), bias ? bias->floats() : nullptr);
     for_images(call, g, plan.layout, x.floats(), direct, [&](const Images& images, int64_t first) {
       float* target = y + first * g.filters * plan.positions;
-      direct ? plan.correlate(call, images, target) : plan.multiply(call, images, target);
+      if (direct) {
+        plan.correlate(call, images, target);
+      } else {
+        plan.multiply(call, images, target);
+      }
     });
   }
 

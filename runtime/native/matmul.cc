@@ -36,7 +36,12 @@ class AnalogMatMul : public Op {
     Dims y_dims = x.dims;
     y_dims.back() = columns;
     element_count(y_dims);
-    const std::shared_ptr<const Buffer> packed = weights_.packed(call, w, chip, pack);
+    const auto packed = weights_.packed(
+        call, w, chip, [&](const Dims&, const Dims& strides, const float* weight, Buffer* target) {
+          WeightMatrix matrix{1, columns, depth, 0, strides[1], std::vector<int64_t>(depth)};
+          for (int64_t k = 0; k < depth; ++k) matrix.depth_offsets[k] = k * strides[0];
+          pack_right(call, matrix, weight, target);
+        });
     float* y = call.output(y_dims);
 
     const int64_t row_blocks = divide_up(rows, kRowBlock);
@@ -55,13 +60,6 @@ class AnalogMatMul : public Op {
       throw Error("input \"W\" has " + counted(dims.size(), "dimension") + ", needs 2");
     }
     if (dims[0] == 0 || dims[1] == 0) throw Error("input \"W\" (" + to_string(dims) + ") is empty");
-  }
-
-  static void pack(const Call& call, const Dims& dims, const Dims& strides, const float* weight,
-                   Buffer* packed) {
-    WeightMatrix matrix{1, dims[1], dims[0], 0, strides[1], std::vector<int64_t>(dims[0])};
-    for (int64_t k = 0; k < dims[0]; ++k) matrix.depth_offsets[k] = k * strides[0];
-    pack_right(call, matrix, weight, packed);
   }
 
   // One block of Y, whose rows lie `columns` floats apart.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "op.h"
+
 namespace cnpass {
 
 namespace {
@@ -12,12 +14,9 @@ constexpr int64_t kMaxChip = (int64_t{1} << 32) - 2;
 constexpr int64_t kMaxElements = int64_t{1} << 50;  // 2^48 blocks of four random words
 constexpr int64_t kProgrammedAtOnce = 1 << 14;      // elements per unit of parallel work
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-template <class T, class Visit>
-void for_depth_blocks(const T& matrix, const Visit& visit) {
+// Calls visit(first, depth) for every block of the sums.
+template <class Visit>
+void for_depth_blocks(const WeightMatrix& matrix, const Visit& visit) {
   for (int64_t first = 0; first < matrix.depth; first += kDepthBlock) {
     visit(first, std::min(kDepthBlock, matrix.depth - first));
   }
@@ -161,7 +160,7 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
     strides[i] = stride;
     stride *= weight.dims[i];
   }
-  pack(call, effective(weight.dims), effective(strides), values, &fresh->packed);
+  pack(effective(weight.dims), effective(strides), values, &fresh->packed);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     snapshot_ = fresh;

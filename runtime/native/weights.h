@@ -38,8 +38,8 @@ void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weigh
 
 class Weights {
  public:
-  using Pack = std::function<void(const Call& call, const Dims& dims, const Dims& strides,
-                                  const float* programmed, Buffer* packed)>;
+  using Pack =
+      std::function<void(const Dims& dims, const Dims& strides, const float* programmed, Buffer* packed)>;
 
   // Reads the attributes device (and its parameters), seed, stream and weight_perm, for the weight at
   // `input`.
