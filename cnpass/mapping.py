@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -242,7 +242,7 @@ class _Planner:
             return found  # what makes a constant leaves the counting to the node that uses it
         for tensor in node.inputs:
             weight = resolve(tensor) if tensor.name else None
-            if weight is not None and _counts(weight.dtype, prod(weight.shape)):
+            if weight is not None and _counts(weight.dtype, weight.shape):
                 found[weight.key] = prod(weight.root_shape)
         return found
 
@@ -297,7 +297,7 @@ class _Planner:
 
     def body(self, graph: GraphProto, owner: str) -> Iterator[NodePlan]:
         """The nodes of a subgraph."""
-        local = {t.name: (prod(t.dims), element_type(t)) for t in graph.initializer}
+        local = {t.name: (tuple(t.dims), element_type(t)) for t in graph.initializer}
         where = f"inside {graph.name!r}, a body of a control-flow node; bodies are not mapped"
         yield from self.inner(graph.node, local, f"{owner}/{graph.name}", where, outer=True)
 
@@ -309,7 +309,7 @@ class _Planner:
     def inner(
         self,
         nodes: Iterable[NodeProto],
-        local: dict[str, tuple[int, np.dtype]],
+        local: dict[str, tuple[tuple[int, ...], np.dtype]],
         owner: str,
         where: str,
         *,
@@ -318,14 +318,14 @@ class _Planner:
         for node in nodes:
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.HasField("t"):
-                    local[node.output[0]] = prod(attribute.t.dims), element_type(attribute.t)
+                    local[node.output[0]] = tuple(attribute.t.dims), element_type(attribute.t)
             constants = {}
             for name in filter(None, node.input):
                 if name in local and _counts(local[name][1], local[name][0]):
-                    constants[f"{owner}/{name}"] = local[name][0]
+                    constants[f"{owner}/{name}"] = prod(local[name][0])
                 elif name not in local and outer and name in self.tensors:
                     weight = resolve(self.tensors[name])
-                    if weight is not None and _counts(weight.dtype, prod(weight.shape)):
+                    if weight is not None and _counts(weight.dtype, weight.shape):
                         constants[weight.key] = prod(weight.root_shape)
             name = f"{owner}/{node.name or next(iter(node.output), node.op_type)}"
             macs = None if node.op_type in work.PRODUCTS else 0
@@ -361,6 +361,6 @@ def _not_constant(tensor: gs.Tensor, what: str) -> str:
     return f"{what} {tensor.name!r} is computed, not constant"
 
 
-def _counts(dtype: np.dtype, size: int) -> bool:
-    """Whether a constant counts as parameters; scalar integers are zero points."""
-    return is_float(dtype) or (dtype.kind in "iuV" and dtype.itemsize == 1 and size > 1)
+def _counts(dtype: np.dtype, shape: Sequence[int]) -> bool:
+    """Whether a constant counts as parameters: floats and 8-bit integers, but no scalars."""
+    return bool(shape) and (is_float(dtype) or (dtype.kind in "iuV" and dtype.itemsize == 1))

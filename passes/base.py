@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pydantic.fields import FieldInfo
 
 from cnpass.document import Document
 from cnpass.errors import ModelError, UsageError
+
+WORD = re.compile(r"[^\s{}\[\],=\"]+")
+"""What needs no quotes in pipeline text."""
 
 PASS_CONFIG = ConfigDict(extra="forbid")
 
@@ -179,16 +183,8 @@ def _describe(name: str, info: FieldInfo) -> OptionDescription:
 
 
 def _text(value: Any) -> str:
-    """A value in pipeline text; strings are quoted, which reads back as the same."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    """A value in pipeline text; the option's type says how it reads back."""
     if isinstance(value, list | tuple):
         return f"[{','.join(_text(item) for item in value)}]"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = str(value)
-    return (
-        text
-        if text.isidentifier() and text not in ("true", "false")
-        else json.dumps(text, ensure_ascii=False)
-    )
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if WORD.fullmatch(text) else json.dumps(text, ensure_ascii=False)

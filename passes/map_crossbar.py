@@ -264,8 +264,9 @@ class _Writer:
         """A node name that is not taken, for ONNX Runtime wants them different; nameless nodes stay so."""
         if not self.source.name:
             return ""
-        numbers = (f"{self.source.name}.{suffix}{count or ''}" for count in itertools.count())
-        name = next(name for name in numbers if name not in self.names)
+        name = f"{self.source.name}.{suffix}"
+        numbered = (f"{name}_{count}" for count in itertools.count(1))
+        name = next(free for free in itertools.chain([name], numbered) if free not in self.names)
         self.names.add(name)
         return name
 

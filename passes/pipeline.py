@@ -2,8 +2,8 @@
 
     fold-batch-norm,map-crossbar{device=lognormal,sigma=0.3},strip-portable
 
-A value is a number, `true`, `false`, a bare word, a string in double quotes (as in JSON), or a list of values
-in brackets.
+A value is a bare word, a string in double quotes (as in JSON), or a list of values in brackets; the option's
+type says whether it is read as a number, as `true` or `false`, or as text.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 from cnpass.document import Document
 from cnpass.errors import UsageError
-from cnpass.passes.base import Pass, PassError, PassPostconditionError, PassResult
+from cnpass.passes.base import WORD, Pass, PassError, PassPostconditionError, PassResult
 from cnpass.passes.registry import get_pass
 from cnpass.printer import to_text
 
-_TOKEN = re.compile(r'\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s{}\[\],="]+)|(?P<sign>[{}\[\],=]))')
+_TOKEN = re.compile(rf'\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>{WORD.pattern})|(?P<sign>[{{}}\[\],=]))')
 
 
 class Callback:
@@ -202,12 +202,4 @@ class _Reader:
                 return json.loads(self.take("string", "a value"))
             except json.JSONDecodeError as error:
                 raise UsageError(f"pipeline {self.text!r}: {error}") from None
-        word = self.take("word", "a value")
-        if word in ("true", "false"):
-            return word == "true"
-        for number in (int, float):
-            try:
-                return number(word)
-            except ValueError:
-                continue
-        return word
+        return self.take("word", "a value")

@@ -1,0 +1,180 @@
+"""Hardware figures against counts by hand and by another way."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.inspection import inspect
+from cnpass.mapping import plan
+from cnpass.passes import Pipeline
+from cnpass.records import SCHEMAS, InspectRecord
+
+
+def conv(build, shape, x, **attributes) -> Document:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "c", **attributes)
+    return Document.from_proto(build([node], {"w": np.ones(shape, np.float32)}, inputs={"x": x}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "x", "attributes", "tile", "tiles", "conversions"),
+    [
+        ((6, 3, 5, 5), ["n", 3, 9, 9], {}, (256, 256), 1, 25 * 6),
+        ((6, 3, 5, 5), ["n", 3, 9, 9], {}, (75, 6), 1, 25 * 6),
+        ((6, 3, 5, 5), ["n", 3, 9, 9], {}, (74, 6), 2, 25 * 6 * 2),
+        ((6, 3, 5, 5), ["n", 3, 9, 9], {}, (30, 4), 6, 25 * 6 * 3),
+        ((64, 1, 3, 3), ["n", 64, 5, 5], {"group": 64}, (256, 256), 3, 9 * 64),
+        ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (16, 16), 4, 9 * 8 * 2),
+        ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (18, 4), 2, 9 * 8),
+        ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (36, 4), 2, 9 * 8),
+        ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (36, 8), 1, 9 * 8),
+        ((6, 3, 5, 5), [4, 3, 9, 9], {}, (256, 256), 1, 25 * 6 * 4),
+    ],
+)
+def test_tiles_and_conversions(build, shape, x, attributes, tile, tiles, conversions):
+    record = inspect(conv(build, shape, x, **attributes), tile_rows=tile[0], tile_cols=tile[1])
+    [node], totals = record.nodes, record.totals
+    assert (node.tiles, node.adc_conversions) == (tiles, conversions)
+    assert (totals.tiles, totals.adc_conversions) == (tiles, conversions)
+    assert totals.cells_used == prod(shape)
+    assert totals.cells == tiles * tile[0] * tile[1]
+    assert totals.utilisation == pytest.approx(totals.cells_used / totals.cells)
+    assert node.macs == conversions // -(-node.rows // tile[0]) * node.rows
+
+
+def test_a_fixed_batch_counts_as_one_sample(build):
+    document = conv(build, (6, 3, 5, 5), [4, 3, 9, 9])
+    document.graph.outputs[0].shape = [4, 6, 5, 5]
+    document.graph.outputs[0].dtype = np.float32
+    assert inspect(document).nodes[0].macs == 25 * 6 * 75
+
+
+def test_a_shared_weight_counts_once(build):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Gemm", ["h", "w"], ["y"], transB=1),
+    ]
+    record = inspect(Document.from_proto(build(nodes, {"w": np.ones((4, 4), np.float32)})))
+    assert [node.tiles for node in record.nodes] == [1, 1]
+    totals = record.totals
+    assert (totals.tiles, totals.params, totals.analog_params, totals.macs) == (1, 16, 16, 32)
+
+
+def test_unknown_shapes_are_null(build):
+    nodes = [
+        helper.make_node("Odd", ["x"], ["a"], domain="odd"),
+        helper.make_node("MatMul", ["a", "w"], ["y"]),
+    ]
+    record = inspect(Document.from_proto(build(nodes, {"w": np.ones((4, 4), np.float32)})))
+    assert record.nodes[1].macs is None
+    assert record.nodes[1].adc_conversions is None
+    assert record.totals.macs is None
+    assert record.totals.adc_conversions is None
+    assert record.totals.tiles == 1
+
+
+def test_nothing_analog(build):
+    totals = inspect(Document.from_proto(build([helper.make_node("Relu", ["x"], ["y"])]))).totals
+    assert (totals.analog, totals.digital, totals.tiles, totals.utilisation) == (0, 1, 0, 0.0)
+
+
+def test_a_tile_needs_cells(build):
+    document = Document.from_proto(build([helper.make_node("Relu", ["x"], ["y"])]))
+    with pytest.raises(ValueError, match="has no cells"):
+        inspect(document, tile_rows=0)
+
+
+def test_mapping_changes_no_figure(build):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], "c", group=2, pads=[1] * 4),
+        helper.make_node("Flatten", ["h"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "v", "b"], ["y"], "fc", transB=1, alpha=2.0),
+    ]
+    weights = {
+        "w": np.ones((4, 1, 3, 3), np.float32),
+        "v": np.ones((3, 64), np.float32),
+        "b": np.ones(3, np.float32),
+    }
+    document = Document.from_proto(build(nodes, weights, inputs={"x": ["n", 2, 4, 4]}))
+    before = inspect(document)
+    Pipeline.parse("map-crossbar").run(document)
+    after = inspect(document)
+    names = [node.name for node in before.nodes if node.domain == "analog"]
+    for name in names:
+        [a], [b] = ([n for n in r.nodes if n.name == name and n.domain == "analog"] for r in (before, after))
+        assert a.model_dump(exclude={"reason", "params"}) == b.model_dump(exclude={"reason", "params"})
+    for field in ("analog", "analog_macs", "tiles", "cells_used", "adc_conversions", "macs"):
+        assert getattr(before.totals, field) == getattr(after.totals, field)
+
+
+def test_record_fits_its_schema_and_reads_back(build):
+    record = inspect(conv(build, (6, 3, 5, 5), ["n", 3, 9, 9]))
+    text = record.to_json()
+    jsonschema.validate(json.loads(text), json.loads((SCHEMAS / "inspect.json").read_text()))
+    assert InspectRecord.model_validate_json(text) == record
+
+
+def test_bad_files_are_one_line(tmp_path):
+    with pytest.raises(ModelError, match="no such file"):
+        inspect(tmp_path / "none.onnx")
+
+
+def independent_count(path) -> tuple[int, int]:
+    """Parameters and MACs of Conv, Gemm and MatMul, from shapes that ONNX infers for the model at batch 1."""
+    model = onnx.load(path)
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value > 0:
+            dims[0].dim_value = 1
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+              for v in (*model.graph.value_info, *model.graph.output, *model.graph.input)}  # fmt: skip
+    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    macs = 0
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            macs += prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            weight = shapes[node.input[1]]
+            cols = shapes[node.output[0]][-1]
+            macs += prod(shapes[node.output[0]]) * (prod(weight) // cols)
+    params = sum(prod(t.dims) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
+    return params, macs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cifar10_oval_base_kw", "cifar10_oval_wide_kw", "cifar10_resnet2b", "cifar10_resnet4b"),
+        *("mb_cnn_max_mninst2", "mnist_verivital_avgpool", "mnist_verivital_maxpool", "espcn_float_subpixel"),
+        *("fashion_dynamo_mlp", "trt_residual_block", "dory_proxyless"),
+    ],
+)
+def test_counts_agree_with_an_independent_count(zoo, name):
+    path, _ = zoo(name)
+    totals = inspect(path).totals
+    assert (totals.params, totals.macs) == independent_count(path)
+
+
+def test_every_zoo_model(zoo_model):
+    path, entry = zoo_model
+    if entry["name"] == "vs_resnet18_cifar10":
+        with pytest.raises(ModelError, match=r"'resnet18_cifar10\.onnx\.data' .* is missing"):
+            inspect(path)
+        return
+    record = inspect(path)
+    assert (
+        record.totals.analog + record.totals.digital
+        == len(record.nodes)
+        == len(plan(Document.load(path)).nodes)
+    )
+    assert record.model.sha256
+    jsonschema.validate(json.loads(record.to_json()), json.loads((SCHEMAS / "inspect.json").read_text()))

@@ -1,0 +1,99 @@
+"""Random small networks through every pass."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from cnpass.document import Document
+from cnpass.passes import Pipeline
+from cnpass.passes.pipeline import Verifying
+
+FEATURES = 4
+
+
+@st.composite
+def networks(draw):
+    """Nodes and weights of a chain of layers on [n, 4], with shared weights and skips between."""
+    nodes, weights = [], {}
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    tensors = ["x"]
+
+    def stored(shape, dtype=np.float32) -> str:
+        same = [name for name, value in weights.items() if value.shape == shape and value.dtype == dtype]
+        if same and draw(st.booleans()):
+            return draw(st.sampled_from(same))
+        name = f"w{len(weights)}"
+        weights[name] = (rng.standard_normal(shape) / 2).astype(dtype)
+        return name
+
+    def add(op: str, inputs: list[str], **attributes) -> str:
+        name = f"t{len(nodes)}"
+        node_name = draw(st.sampled_from(["", f"node {len(nodes)}"]))
+        nodes.append(helper.make_node(op, inputs, [name], node_name, **attributes))
+        return name
+
+    def layer(x: str) -> str:
+        kind = draw(st.sampled_from(["matmul", "gemm", "left", "conv", "norm", "relu", "skip", "hidden"]))
+        square = (FEATURES, FEATURES)
+        if kind == "matmul":
+            return add("MatMul", [x, stored(square)])
+        if kind == "gemm":
+            attributes = {
+                "alpha": draw(st.sampled_from([1.0, 0.5])),
+                "beta": draw(st.sampled_from([1.0, -1.0, 0.0])),
+                "transB": draw(st.integers(0, 1)),
+            }
+            bias = [stored((FEATURES,))] if draw(st.booleans()) else []
+            return add("Gemm", [x, stored(square), *bias], **attributes)
+        if kind == "left":
+            turned = add("Transpose", [x], perm=[1, 0])
+            return add("Transpose", [add("MatMul", [stored(square), turned])], perm=[1, 0])
+        if kind == "conv":
+            weights["axis"], weights["axes"] = np.int64([2]), np.int64([2])
+            lifted = add("Unsqueeze", [x, "axis"])
+            return add("Squeeze", [add("Conv", [lifted, stored((FEATURES, FEATURES, 1))]), "axes"])
+        if kind == "norm":
+            weights["var"] = np.linspace(0.5, 2, FEATURES, dtype=np.float32)
+            return add("BatchNormalization", [x, *(stored((FEATURES,)) for _ in range(3)), "var"])
+        if kind == "hidden":
+            half = stored((FEATURES * FEATURES,), np.float16)
+            weights["square"] = np.int64(square)
+            cast = add("Cast", [half], to=1)
+            return add("MatMul", [x, add("Transpose", [add("Reshape", [cast, "square"])])])
+        if kind == "skip":
+            return add("Add", [x, draw(st.sampled_from(tensors))])
+        return add("Relu", [x])
+
+    for _ in range(draw(st.integers(1, 6))):
+        tensors.append(layer(tensors[-1]))
+    nodes.append(helper.make_node("MatMul", [tensors[-1], stored((FEATURES, FEATURES))], ["y"], "last"))
+    return nodes, weights
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks())
+def test_mapping_keeps_outputs_and_lowering_brings_back_the_source(build, map_and_lower, network):
+    map_and_lower(build(*network))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks(), st.booleans())
+def test_folding_keeps_outputs(build, transform, network, mapped):
+    transform(
+        build(*network), "fold-batch-norm,map-crossbar" if mapped else "fold-batch-norm", tolerance=2e-5
+    )
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks())
+def test_same_input_same_bytes(build, network):
+    model = build(*network)
+    written = set()
+    for _ in range(2):
+        document = Document.from_proto(model)
+        Pipeline.parse("fold-batch-norm,map-crossbar{seed=3}").run(document, [Verifying()])
+        written.add(document.to_proto().SerializeToString(deterministic=True))
+    assert len(written) == 1
