@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,10 @@ class TrainOptions:
     seed: int = 0
 
 
+StandIns = Callable[[Mapping[str, torch.Tensor], torch.Generator], Mapping[str, torch.Tensor]]
+"""Draws, for one step, tensors that stand in for digital weights, from all weights by key."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What to train on.
@@ -71,6 +75,7 @@ class Problem:
         validator: The figure that chooses the best weights.
         device: Device model.
         analog: Keys of the weights that sit on crossbars.
+        stand_ins: Draws what stands in for digital weights in each step; None for nothing.
     """
 
     samples: Samples
@@ -78,6 +83,7 @@ class Problem:
     validator: Validator
     device: DeviceModel
     analog: Collection[str]
+    stand_ins: StandIns | None = None
 
 
 @dataclass
@@ -209,6 +215,8 @@ class _Trainer:
         problem, options, module = self.problem, self.options, self.forward.module
         batch = problem.samples.take(index)
         weights = noise.programmed(module.weights, self.analog, problem.device, chips, strength)
+        if problem.stand_ins is not None:
+            weights.update(problem.stand_ins(module.weights, chips))
         task_loss = problem.objective(self.forward(batch, weights), index, batch.labels)
         loss = task_loss
         if options.beta:

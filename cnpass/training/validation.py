@@ -37,17 +37,17 @@ class Validator:
     streams: Mapping[str, int]
     chips: range
 
-    def values(self, forward: Forward) -> list[float]:
-        """Return the metric of every chip."""
+    def values(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> list[float]:
+        """Return the metric of every chip; ``weights`` stand in for digital ones."""
         with torch.no_grad():
-            return [self._measure(forward, chip) for chip in self.chips]
+            return [self._measure(forward, chip, weights or {}) for chip in self.chips]
 
-    def score(self, forward: Forward) -> float:
-        """Return the mean over the chips."""
-        return float(np.mean(self.values(forward)))
+    def score(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> float:
+        """Return the mean over the chips; ``weights`` stand in for digital ones."""
+        return float(np.mean(self.values(forward, weights)))
 
-    def _measure(self, forward: Forward, chip: int) -> float:
-        weights = {
+    def _measure(self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor]) -> float:
+        weights = dict(others) | {
             key: program_weight(
                 forward.module.weights[key].detach(),
                 self.device,

@@ -146,9 +146,9 @@ def _slice(
             index: list[slice] = [slice(None)] * (axis % x.dim()) + [slice(first, max(stop, first), stride)]
             x = x[tuple(index)]
         else:
-            # An end below -size means "before the first", which Python has no index for.
-            begin = min(start + size if start < 0 else start, size - 1)
-            stop = -1 if end < -size else (end + size if end < 0 else end)
+            # Positions before the first element count as -1, which Python has no index for.
+            begin = min(max(start + size if start < 0 else start, 0), size - 1)
+            stop = max(end + size if end < 0 else end, -1)
             x = x.index_select(
                 axis, torch.tensor(range(begin, stop, step), dtype=torch.int64, device=x.device)
             )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from cnpass.training.rules.registry import Kernel, Node, as_ints, rule
@@ -27,9 +28,9 @@ def _pytorch_half_pixel(out: torch.Tensor, scale: float, _size: int, target: int
 
 
 def _half_pixel_symmetric(out: torch.Tensor, scale: float, size: int, target: int) -> torch.Tensor:
-    adjustment = target / (scale * size)
-    offset = size / 2 * (1 - adjustment)
-    return offset + (out + 0.5) / scale - 0.5
+    adjustment = np.float32(target) / (np.float32(scale) * np.float32(size))
+    offset = float(np.float32(size) / 2 * (1 - adjustment))
+    return offset + ((out + 0.5) / scale - 0.5)
 
 
 def _align_corners(out: torch.Tensor, _scale: float, size: int, target: int) -> torch.Tensor:
@@ -72,12 +73,13 @@ class _Interpolation:
     exclude_outside: bool
 
     def taps(self, size: int, target: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return source positions [taps, target] (unclamped) and their weights, in float64."""
-        source = self.coordinates(torch.arange(target, dtype=torch.float64), scale, size, target)
+        """Return source positions [taps, target] (unclamped) and their weights.
+
+        All in float32, as runtimes compute it: rounding to the nearest element has ties.
+        """
+        source = self.coordinates(torch.arange(target, dtype=torch.float32), scale, size, target)
         if self.mode == "nearest":
-            # Positions are rounded as float32 arithmetic would, so that 0.5 * 3 does not fall below 1.5.
-            position = self.nearest(source.float().double())
-            return position[None].long(), torch.ones(1, target, dtype=torch.float64)
+            return self.nearest(source)[None].long(), torch.ones(1, target)
         base = torch.floor(source)
         t = source - base
         if self.mode == "linear":

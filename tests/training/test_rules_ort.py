@@ -1,0 +1,251 @@
+"""Torch rules against ONNX Runtime on random shapes and attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from cnpass.training.lift import Lifted
+
+F, I64 = TensorProto.FLOAT, TensorProto.INT64
+TYPES = {np.dtype(np.float32): F, np.dtype(np.int64): I64, np.dtype(np.bool_): TensorProto.BOOL}
+
+
+def _check(make, ort, op: str, arrays: list[Any], opset: int, outputs: int = 1, **attributes: Any) -> None:
+    """Compare one node on arrays, of which None stands for an absent input."""
+    names = ["" if a is None else f"i{k}" for k, a in enumerate(arrays)]
+    given = [a for a in arrays if a is not None]
+    node = helper.make_node(op, names, [f"o{k}" for k in range(outputs)], **attributes)
+    inputs = {n: (TYPES[a.dtype], a.shape) for n, a in zip(filter(None, names), given, strict=True)}
+    model = make([node], inputs, list(node.output), opset=opset)
+    want = ort(model, given)
+    with torch.no_grad():
+        got = Lifted(model)(*[torch.from_numpy(a) for a in given])
+    for g, w in zip(got, want, strict=True):
+        assert tuple(g.shape) == w.shape
+        np.testing.assert_allclose(g.numpy(), w, rtol=1e-4, atol=1e-5)
+
+
+def _floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_convolution(make, ort, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 1 + seed % 3
+    group = int(rng.integers(1, 4))
+    kernel = rng.integers(1, 4, n)
+    attributes: dict[str, Any] = {
+        "strides": rng.integers(1, 3, n).tolist(),
+        "dilations": rng.integers(1, 3, n).tolist(),
+        "group": group,
+    }
+    mode = ["pads", "SAME_UPPER", "SAME_LOWER", "VALID"][seed % 4]
+    if mode == "pads":
+        attributes["pads"] = rng.integers(0, 3, 2 * n).tolist()
+    else:
+        attributes["auto_pad"] = mode
+        attributes["dilations"] = [1] * n
+    x = _floats(rng, 2, 2 * group, *(7 + rng.integers(0, 4, n)))
+    w = _floats(rng, 3 * group, 2, *kernel)
+    b = _floats(rng, 3 * group) if seed % 2 else None
+    _check(make, ort, "Conv", [x, w, b] if b is not None else [x, w], 11, **attributes)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_transposed_convolution(make, ort, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, group = 1 + seed % 2, int(rng.integers(1, 3))
+    strides = rng.integers(1, 4, n)
+    attributes: dict[str, Any] = {"strides": strides.tolist(), "group": group}
+    mode = ["pads", "SAME_UPPER", "SAME_LOWER", "shape"][seed // 2 % 4]
+    x = _floats(rng, 2, 2 * group, *rng.integers(4, 7, n))
+    kernel = strides + rng.integers(0, 3, n)
+    if mode == "pads":
+        attributes["pads"] = rng.integers(0, 2, 2 * n).tolist()
+        attributes["output_padding"] = [int(rng.integers(0, s)) for s in strides]
+        attributes["dilations"] = rng.integers(1, 3, n).tolist()
+    elif mode == "shape":
+        full = (np.array(x.shape[2:]) - 1) * strides + kernel
+        attributes["output_shape"] = (full - rng.integers(0, 3, n)).tolist()
+    else:
+        attributes["auto_pad"] = mode
+    _check(make, ort, "ConvTranspose", [x, _floats(rng, 2 * group, 3, *kernel)], 11, **attributes)
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize("seed", range(12))
+def test_pooling(make, ort, op: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 1 + seed % 3
+    kernel = rng.integers(2, 4, n)
+    attributes: dict[str, Any] = {"kernel_shape": kernel.tolist(), "strides": rng.integers(1, 4, n).tolist()}
+    if seed % 4 == 3:
+        attributes["auto_pad"] = ["SAME_UPPER", "SAME_LOWER", "VALID"][seed % 3]
+    else:
+        attributes["pads"] = rng.integers(0, kernel.min(), 2 * n).tolist()
+        attributes["ceil_mode"] = seed % 2
+    if op == "AveragePool":
+        attributes["count_include_pad"] = seed // 2 % 2
+    if op == "MaxPool" and "pads" in attributes:
+        attributes["dilations"] = rng.integers(1, 3, n).tolist()
+    if op == "LpPool":
+        attributes.pop("ceil_mode", None)
+        attributes["p"] = 1 + seed % 3
+    x = _floats(rng, 2, 3, *(8 + rng.integers(0, 4, n)))
+    _check(make, ort, op, [x], 19 if op == "AveragePool" else 18, **attributes)
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+@pytest.mark.parametrize("axis", [None, 1, 2, -1])
+def test_softmax_changed_its_meaning_in_opset_13(make, ort, op: str, opset: int, axis: int | None) -> None:
+    if opset == 9 and axis == -1:
+        axis = 0
+    x = _floats(np.random.default_rng(0), 2, 3, 4)
+    _check(make, ort, op, [x], opset, **({} if axis is None else {"axis": axis}))
+
+
+COORDINATES = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize("factor", [2.0, 0.6, 1.5])
+def test_resize(make, ort, mode: str, coordinates: str, factor: float) -> None:
+    x = _floats(np.random.default_rng(0), 1, 2, 7, 5)
+    scales = np.array([1, 1, factor, factor], np.float32)
+    attributes = {"mode": mode, "coordinate_transformation_mode": coordinates}
+    if mode == "nearest" and coordinates == "half_pixel_symmetric":
+        pytest.skip("at these sizes the last bit of the offset decides between two elements")
+    if mode == "nearest":
+        for rounding in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"):
+            _check(make, ort, "Resize", [x, None, scales], 19, **attributes, nearest_mode=rounding)
+    else:
+        _check(make, ort, "Resize", [x, None, scales], 19, **attributes)
+
+
+def test_resize_to_sizes_and_upsample(make, ort) -> None:
+    x = _floats(np.random.default_rng(0), 1, 2, 4, 5)
+    _check(make, ort, "Resize", [x, None, None, np.array([1, 2, 9, 3])], 13, mode="linear")
+    _check(make, ort, "Upsample", [x, np.array([1, 1, 2, 3], np.float32)], 9, mode="linear")
+    _check(make, ort, "Upsample", [x], 7, scales=[1.0, 1.0, 2.0, 2.0], mode="nearest")
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("variant", [0, 1])
+def test_recurrent(make, ort, op: str, direction: str, variant: int) -> None:
+    rng = np.random.default_rng(variant)
+    gates, d, hidden, size = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 1 + (direction == "bidirectional"), 4, 3
+    arrays: list[Any] = [_floats(rng, 5, 2, size), _floats(rng, d, gates * hidden, size)]
+    arrays.append(_floats(rng, d, gates * hidden, hidden))
+    attributes: dict[str, Any] = {"hidden_size": hidden, "direction": direction}
+    if variant:
+        arrays += [_floats(rng, d, 2 * gates * hidden), None, _floats(rng, d, 2, hidden)]
+        if op == "LSTM":
+            arrays += [_floats(rng, d, 2, hidden), _floats(rng, d, 3 * hidden)]
+        if op == "GRU":
+            attributes["linear_before_reset"] = 1
+        if op == "RNN":
+            attributes["activations"] = ["Relu"] * d
+    _check(make, ort, op, arrays, 14, outputs=3 if op == "LSTM" else 2, **attributes)
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+def test_pad(make, ort, mode: str) -> None:
+    x = _floats(np.random.default_rng(0), 2, 5, 4)
+    pads = np.array([0, 2, 1, 0, 1, 3])
+    _check(make, ort, "Pad", [x, pads], 19, mode=mode)
+    if mode != "wrap":
+        _check(make, ort, "Pad", [x], 9, mode=mode, pads=pads.tolist())
+    if mode == "constant":
+        _check(make, ort, "Pad", [x, np.array([0, -1, 1, 0, 2, -1]), np.array(3.5, np.float32)], 18)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_slice(make, ort, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = _floats(rng, 6, 7, 5)
+    axes = rng.permutation(3)[:2]
+    steps = rng.choice([-3, -2, -1, 1, 2], 2)
+    starts, ends = rng.integers(-9, 9, 2), rng.integers(-9, 9, 2)
+    _check(make, ort, "Slice", [x, starts, ends, axes, steps], 13)
+
+
+REDUCE = ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSumExp", "SumSquare"]
+
+
+@pytest.mark.parametrize("op", REDUCE)
+@pytest.mark.parametrize("keep", [0, 1])
+def test_reductions(make, ort, op: str, keep: int) -> None:
+    x = _floats(np.random.default_rng(0), 2, 3, 4)
+    _check(make, ort, f"Reduce{op}", [x], 11, axes=[0, -1], keepdims=keep)
+    _check(make, ort, f"Reduce{op}", [x], 11, keepdims=keep)
+    _check(make, ort, f"Reduce{op}", [x, np.array([1])], 18, keepdims=keep)
+
+
+UNARY = (
+    "Relu Sigmoid Tanh Softplus Softsign HardSwish Mish LeakyRelu Elu Celu Selu HardSigmoid ThresholdedRelu "
+    "Erf Exp Abs Neg Floor Ceil Round Sign Sin Cos Tan Sinh Cosh Asinh Atan Identity Gelu Shrink"
+)
+
+
+@pytest.mark.parametrize("op", UNARY.split())
+def test_activations(make, ort, op: str) -> None:
+    x = (3 * _floats(np.random.default_rng(0), 3, 17)).astype(np.float32)
+    _check(make, ort, op, [x], 20)
+
+
+@pytest.mark.parametrize(("trans_a", "trans_b"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(), (4,), (3, 4), (3, 1)])
+def test_gemm(make, ort, trans_a: int, trans_b: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    a = _floats(rng, *((5, 3) if trans_a else (3, 5)))
+    b = _floats(rng, *((4, 5) if trans_b else (5, 4)))
+    _check(
+        make,
+        ort,
+        "Gemm",
+        [a, b, _floats(rng, *shape)],
+        13,
+        transA=trans_a,
+        transB=trans_b,
+        alpha=0.5,
+        beta=2.0,
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_quantisation_pairs(make, ort, axis: int) -> None:
+    rng = np.random.default_rng(0)
+    x = 3 * _floats(rng, 3, 4, 5)
+    scale = np.abs(_floats(rng, x.shape[axis])) + 0.02
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s"], ["q"], axis=axis),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=axis),
+    ]
+    model = make(nodes, {"x": (F, x.shape)}, ["y"], {"s": scale})
+    tensor = torch.from_numpy(x).requires_grad_()
+    got = Lifted(model)(tensor)[0]
+    np.testing.assert_allclose(got.detach().numpy(), ort(model, [x])[0], atol=1e-5)
+    got.sum().backward()
+    shape = [-1 if i == axis % 3 else 1 for i in range(3)]
+    level = x / scale.reshape(shape)
+    inside = (level > 0) & (level < 255)
+    np.testing.assert_allclose(tensor.grad.numpy()[inside], 1.0, rtol=1e-5)
+    assert not tensor.grad.numpy()[level < -0.6].any()
+
+
+def test_old_broadcasting_by_axis(make) -> None:
+    rng = np.random.default_rng(0)
+    x, y = _floats(rng, 2, 3, 4), _floats(rng, 3)
+    node = helper.make_node("Add", ["a", "b"], ["o"], broadcast=1, axis=1)
+    model = make([node], {"a": (F, x.shape), "b": (F, y.shape)}, ["o"], opset=6)
+    got = Lifted(model)(torch.from_numpy(x), torch.from_numpy(y))[0]
+    np.testing.assert_allclose(got.numpy(), x + y[None, :, None])
