@@ -18,7 +18,7 @@ import numpy as np
 
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import CnpassError, DataError, ModelError
+from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import feeding, metrics
 from cnpass.evaluation.pool import Pool, default_workers
 from cnpass.evaluation.runner import Job, Unit
@@ -146,7 +146,7 @@ class MonteCarlo:
         """Errors that speak of our temporary files speak of the model instead."""
         try:
             yield
-        except CnpassError as error:
+        except (ModelError, DataError) as error:
             ours = re.escape(str(self._folder)) + r"/[\w-]+\.onnx"
             said = re.sub(ours, str(document.path or "the model"), str(error))
             if said == str(error):
