@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnpass.evaluation import evaluate
+    from cnpass.evaluation.evaluate import evaluate
     from cnpass.inspection import inspect
-    from cnpass.optimization import optimize
+    from cnpass.optimization.optimize import optimize
     from cnpass.runtime.library import get_library_path
     from cnpass.runtime.session import Session
 
