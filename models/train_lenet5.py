@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from export import save, to_onnx
-from networks import initialise, lenet5
+from networks import SMALL_GAIN, initialise, lenet5
 from torch import Tensor
-from training import accuracy, fit, report
+from training import accuracy, fit
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,8 +35,8 @@ class Recipe:
 
 
 RECIPES = {
-    "mnist": Recipe(channels=1, size=28, mean=0.1307, std=0.3081, epochs=15, shift=2, mirror=False),
-    "cifar10": Recipe(channels=3, size=32, mean=0.4734, std=0.2516, epochs=60, shift=2, mirror=True),
+    "mnist": Recipe(channels=1, size=28, mean=0.1307, std=0.3081, epochs=8, shift=0, mirror=False),
+    "cifar10": Recipe(channels=3, size=32, mean=0.4734, std=0.2516, epochs=30, shift=2, mirror=True),
 }
 
 
@@ -90,7 +90,7 @@ def main() -> None:
 
     network = lenet5(recipe.channels, recipe.size)
     generator = torch.Generator().manual_seed(args.seed)
-    initialise(network, generator)
+    initialise(network, generator, SMALL_GAIN)
     fit(
         network,
         images[~held_out],
@@ -108,7 +108,7 @@ def main() -> None:
     )
     save(to_onnx(network, name, (recipe.channels, recipe.size, recipe.size), doc), args.out / f"{name}.onnx")
     print(f"{name}: validation accuracy {accuracy(network, images[held_out], labels[held_out]):.2%}")
-    print(report(name, network, test_images, test_labels, chips=100))
+    print(f"  test accuracy {accuracy(network, test_images, test_labels):.2%}")
 
 
 if __name__ == "__main__":

@@ -75,14 +75,3 @@ def accuracy_on_chips(
     for parameter, value in nominal:
         parameter.copy_(value)
     return result
-
-
-def report(name: str, network: nn.Sequential, x: Tensor, y: Tensor, chips: int) -> str:
-    """Clean accuracy and that at sigma 0.5, in one line for models/README.md."""
-    generator = torch.Generator().manual_seed(0)
-    noisy = accuracy_on_chips(network, x, y, sigma=0.5, chips=chips, generator=generator)
-    parameters = sum(p.numel() for p in network.parameters())
-    return (
-        f"{name}: {parameters} parameters, test accuracy {accuracy(network, x, y):.2%} clean, "
-        f"{noisy.mean():.2%} +- {noisy.std(ddof=1):.2%} at sigma 0.5 ({chips} chips)"
-    )
