@@ -129,7 +129,6 @@ class Document:
         self._values: dict[int, _Value] = {}
         self._attached: set[int] = set()
         self._import(graph)
-        self._attached = set(self._used())
 
     def replace(self, proto: ModelProto) -> None:
         """Go on with another model in place of this one; path and hash stay those of the source."""
@@ -177,8 +176,10 @@ class Document:
             if isinstance(tensor, gs.Variable) and id(tensor) in self._values:
                 value = self._values[id(tensor)]
                 value.dtype, value.shape = tensor.dtype, _shape(tensor)
-        known = {id(tensor) for tensor in self._used().values()}
-        self._unwritten = known - {id(tensor) for tensor in self._written().values()}
+        used = self._used()
+        written = self._written(self._constants_among(used))
+        self._attached = set(used)
+        self._unwritten = self._attached - {id(tensor) for tensor in written.values()}
 
     def _tensor(self, name: str) -> gs.Tensor:
         """The tensor that is read under a name; a variable if the name is new."""
@@ -245,7 +246,9 @@ class Document:
 
     def constants(self) -> list[gs.Constant]:
         """Initializers: those of the source that did not lose their last reader, then new ones."""
-        used = self._used()
+        return self._constants_among(self._used())
+
+    def _constants_among(self, used: Mapping[int, gs.Tensor]) -> list[gs.Constant]:
         stored = {id(constant) for constant in self._constants}
         kept = [c for c in self._constants if id(c) in used or id(c) not in self._attached]
         kept = [c for c in kept if isinstance(c, gs.Constant)]
@@ -260,7 +263,7 @@ class Document:
         captured = (self._tensors[name] for name in self.captured if name in self._tensors)
         return used | {id(tensor): tensor for tensor in captured}
 
-    def _written(self) -> dict[str, gs.Tensor]:
+    def _written(self, constants: list[gs.Constant]) -> dict[str, gs.Tensor]:
         """The tensor behind each name that the main graph defines.
 
         Raises:
@@ -269,7 +272,7 @@ class Document:
         written: dict[str, gs.Tensor] = {}
         nodes = ((t, f"node {label(node)!r}") for node in self.graph.nodes for t in node.outputs)
         inputs = ((t, "the graph's inputs") for t in self.graph.inputs)
-        constants = ((t, "the initializers") for t in self.constants())
+        constants = ((t, "the initializers") for t in constants)
         writers: dict[str, str] = {}
         for tensor, writer in (*inputs, *constants, *nodes):
             if not tensor.name:
@@ -281,9 +284,9 @@ class Document:
             written[tensor.name], writers[tensor.name] = tensor, writer
         return written
 
-    def _check_names(self) -> None:
+    def _check_names(self, constants: list[gs.Constant]) -> None:
         """Refuse a graph in which two tensors share a name, or one is read that nothing writes."""
-        written = self._written()
+        written = self._written(constants)
         for node in self.graph.nodes:
             for tensor in node.inputs:
                 if tensor.name and written.get(tensor.name, tensor) is not tensor:
@@ -307,7 +310,9 @@ class Document:
         Raises:
             ModelError: two tensors share a name, or a node reads what nothing writes.
         """
-        self._check_names()
+        used = self._used()
+        constants = self._constants_among(used)
+        self._check_names(constants)
         model = ModelProto()
         model.CopyFrom(self._envelope)
         source = self.proto
@@ -323,7 +328,6 @@ class Document:
         model.functions.extend(self.functions)
         graph = model.graph
         graph.node.extend(node_proto(node) for node in self.graph.nodes)
-        constants = self.constants()
         for constant in constants:
             stored = export(constant)
             (graph.initializer if isinstance(stored, TensorProto) else graph.sparse_initializer).append(
@@ -333,7 +337,7 @@ class Document:
         for i, tensor in enumerate(self.graph.outputs):
             same = i < len(self._outputs) and self._outputs[i][1] is tensor
             graph.output.append(self._describe(tensor, self._outputs[i][0] if same else None))
-        graph.value_info.extend(self._info_protos())
+        graph.value_info.extend(self._info_protos(used))
         return model
 
     def _input_protos(self, constants: Mapping[str, gs.Constant]) -> Iterator[ValueInfoProto]:
@@ -352,9 +356,8 @@ class Document:
         for tensor in [*waiting, *(t for t in overridable if id(t) not in described)]:
             yield self._describe(tensor, described.get(id(tensor)))
 
-    def _info_protos(self) -> Iterator[ValueInfoProto]:
+    def _info_protos(self, used: Mapping[int, gs.Tensor]) -> Iterator[ValueInfoProto]:
         """Value infos of the source whose tensor is still there, then those of new tensors of known type."""
-        used = self._used()
         ends = {id(tensor) for tensor in [*self.graph.inputs, *self.graph.outputs]}
         described = set()
         for value, tensor in self._infos:

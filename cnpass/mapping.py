@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -110,10 +110,12 @@ class MappingPlan:
     Attributes:
         nodes: all nodes, in the order of the file, those of subgraphs and functions after the main graph's.
         streams: random stream by stored weight, numbered by first use; analog nodes keep what they have.
+        shapes: of all tensors, in one inference.
     """
 
     nodes: tuple[NodePlan, ...]
     streams: dict[str, int]
+    shapes: Shapes
 
     @property
     def analog(self) -> tuple[NodePlan, ...]:
@@ -150,69 +152,92 @@ class _Planner:
         self.shapes: Shapes = infer(document)
         self.tensors = document.tensors()
         self.functions = {(f.domain, f.name): f for f in document.functions if f.domain != ops.DOMAIN}
-        self.streams: dict[str, int] = {}
+        self.resolved: dict[int, Weight | None] = {}
 
     def plan(self) -> MappingPlan:
-        nodes = [self.node(node) for node in self.document.graph.nodes]
-        taken = {n.stream for n in nodes if n.stream is not None}
-        self.streams = {n.key: n.stream for n in nodes if n.key is not None and n.stream is not None}
+        decided = [self.node(node) for node in self.document.graph.nodes]
+        taken = {facts["stream"] for facts in decided if facts.get("stream") is not None}
         free = (number for number in range(ops.MAX_STREAM + 1) if number not in taken)
-        for i, entry in enumerate(nodes):
-            if entry.key is not None:
-                if entry.key not in self.streams:
-                    self.streams[entry.key] = next(free)
-                nodes[i] = replace(entry, stream=self.streams[entry.key])
-        for node, entry in zip(self.document.graph.nodes, list(nodes), strict=True):
-            source = source_proto(node)
+        streams: dict[str, int] = {}
+        products = [facts for facts in decided if "product" in facts]
+        for facts in products:
+            if facts.get("stream") is not None:
+                streams.setdefault(facts["product"].weight.key, facts["stream"])
+        for facts in products:
+            if facts.get("stream") is None:
+                key = facts["product"].weight.key
+                if key not in streams:
+                    streams[key] = next(free)
+                facts["stream"] = streams[key]
+        nodes = [NodePlan(**facts) for facts in decided]
+        for entry in tuple(nodes):
+            source = source_proto(entry.node)
             for graph in subgraphs(source) if source else ():
                 nodes.extend(self.body(graph, entry.label))
         for function in self.functions.values():
             nodes.extend(self.function(function))
-        return MappingPlan(tuple(nodes), self.streams)
+        return MappingPlan(tuple(nodes), streams, self.shapes)
 
-    def node(self, node: gs.Node) -> NodePlan:
-        """The plan of a node of the main graph."""
+    def resolve(self, tensor: gs.Tensor) -> Weight | None:
+        """`weights.resolve`, once per tensor."""
+        if id(tensor) not in self.resolved:
+            self.resolved[id(tensor)] = resolve(tensor) if tensor.name else None
+        return self.resolved[id(tensor)]
+
+    def node(self, node: gs.Node) -> dict[str, Any]:
+        """The fields of the plan of a node of the main graph."""
         metadata = node_metadata(node)
-        entry = NodePlan(label(node), metadata.get(ops.META_OP_TYPE, node.op), "digital", "", node)
+        facts = {
+            "label": label(node),
+            "op_type": metadata.get(ops.META_OP_TYPE, node.op),
+            "domain": "digital",
+            "node": node,
+            "constants": self.constants(node),
+        }
         if node.domain == ops.DOMAIN:
-            return self.mapped(node, entry)
-        entry = replace(entry, constants=self.constants(node), macs=work.macs(node, self.shapes))
+            return facts | self.mapped(node)
+        facts["macs"] = work.macs(node, self.shapes)
         role = metadata.get(ops.META_ROLE)
         if role == ops.ROLE_COMPENSATION:
-            return replace(entry, reason="compensation is digital")
+            return facts | {"reason": "compensation is digital"}
         if ops.META_PASS in metadata and role == ops.ROLE_DIGITAL:
-            return replace(entry, op_type=node.op, reason=f"digital part of {metadata.get(ops.META_OP_TYPE)}")
+            return facts | {"op_type": node.op, "reason": f"digital part of {facts['op_type']}"}
         if node.domain not in STANDARD:
-            return replace(entry, reason=self.foreign(node))
+            return facts | {"reason": self.foreign(node)}
         rule = _RULES.get(node.op)
         if rule is None:
-            return self.other(node, entry)
+            return facts | {"reason": self.other(node)}
+        if len(node.inputs) < 2 or not node.outputs:
+            return facts | {"reason": f"{node.op} lacks inputs or outputs; the model is not valid"}
         found = rule(self, node)
         if isinstance(found, str):
-            return replace(entry, reason=found)
-        return self.analog(node, entry, found, f"{node.op} with constant weight {found.weight.key!r}")
+            return facts | {"reason": found}
+        return facts | self.analog(node, found, f"{node.op} with constant weight {found.weight.key!r}")
 
-    def analog(self, node: gs.Node, entry: NodePlan, product: Product, reason: str) -> NodePlan:
+    def analog(self, node: gs.Node, product: Product, reason: str) -> dict[str, Any]:
+        """The fields of a node that runs on a crossbar."""
+        facts = {"domain": "analog", "reason": reason, "product": product}
         size = self.shapes.size(node.outputs[0].name)
-        positions = None if size is None else size // max(1, product.cols * product.groups)
-        if positions is None:
+        if size is None:
             reason += "; its output shape is not known, so it is not counted"
-        macs = None if positions is None else positions * product.rows * product.cols * product.groups
-        return replace(entry, domain="analog", reason=reason, product=product, macs=macs, positions=positions)
+            return facts | {"reason": reason, "macs": None}
+        positions = size // max(1, product.cols * product.groups)
+        return facts | {
+            "positions": positions,
+            "macs": positions * product.rows * product.cols * product.groups,
+        }
 
-    def mapped(self, node: gs.Node, entry: NodePlan) -> NodePlan:
-        """The plan of a node that is analog already."""
-        entry = replace(
-            entry, domain="analog", constants=self.constants(node), stream=node.attrs.get("stream")
-        )
-        weight = resolve(node.inputs[1])
+    def mapped(self, node: gs.Node) -> dict[str, Any]:
+        """The fields of a node that is analog already."""
+        weight = self.resolve(node.inputs[1]) if len(node.inputs) > 1 else None
         if weight is None:
             reason = "analog; its weight is programmed by another node"
-            return replace(entry, reason=reason, stream=None, macs=None)
+            return {"domain": "analog", "reason": reason, "macs": None}
         perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(len(weight.shape))))
         shape = [weight.shape[axis] for axis in perm]
         product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
-        return self.analog(node, entry, product, f"analog, weight {weight.key!r}")
+        stream = {"stream": node.attrs.get("stream")}
+        return stream | self.analog(node, product, f"analog, weight {weight.key!r}")
 
     def foreign(self, node: gs.Node) -> str:
         """Why a node of another domain is digital."""
@@ -224,24 +249,24 @@ class _Planner:
             return "operators of ai.onnx.ml hold no crossbar product"
         return f"unknown domain {node.domain!r}"
 
-    def other(self, node: gs.Node, entry: NodePlan) -> NodePlan:
-        """The plan of a standard operator that is no Conv, Gemm or MatMul."""
+    def other(self, node: gs.Node) -> str:
+        """Why a standard operator that is no Conv, Gemm or MatMul is digital."""
         source = source_proto(node)
         if ("", node.op) in self.functions:
-            return replace(entry, reason=self.foreign(node))
+            return self.foreign(node)
         if source is not None and any(True for _ in subgraphs(source)):
-            return replace(entry, reason="control flow; its body is listed node by node")
-        if any(resolve(tensor) for tensor in node.outputs if tensor.name):
-            return replace(entry, reason="makes a constant")
-        return replace(entry, reason=_DIGITAL.get(node.op, f"{node.op} is no product with a constant matrix"))
+            return "control flow; its body is listed node by node"
+        if any(self.resolve(tensor) for tensor in node.outputs):
+            return "makes a constant"
+        return _DIGITAL.get(node.op, f"{node.op} is no product with a constant matrix")
 
     def constants(self, node: gs.Node) -> dict[str, int]:
         """Elements of the constants that a node reads: floats, or 8-bit integers that stand for them."""
         found: dict[str, int] = {}
-        if any(resolve(tensor) for tensor in node.outputs if tensor.name):
+        if any(self.resolve(tensor) for tensor in node.outputs):
             return found  # what makes a constant leaves the counting to the node that uses it
         for tensor in node.inputs:
-            weight = resolve(tensor) if tensor.name else None
+            weight = self.resolve(tensor)
             if weight is not None and _counts(weight.dtype, weight.shape):
                 found[weight.key] = prod(weight.root_shape)
         return found
@@ -249,10 +274,10 @@ class _Planner:
     # rules of the operators that can be analog: a product, or the reason against it
 
     def conv(self, node: gs.Node) -> Product | str:
-        weight = resolve(node.inputs[1])
+        weight = self.resolve(node.inputs[1])
         if weight is None:
             return _not_constant(node.inputs[1], "weight")
-        if resolve(node.inputs[0]):
+        if self.resolve(node.inputs[0]):
             return "both operands are constants"
         if not weight.is_float:
             return _QUANTISED
@@ -271,7 +296,7 @@ class _Planner:
 
     def matrices(self, node: gs.Node, transposed: tuple[bool, bool]) -> Product | str:
         """The product of two operands of which one is a constant matrix."""
-        found = [resolve(tensor) for tensor in node.inputs[:2]]
+        found = [self.resolve(tensor) for tensor in node.inputs[:2]]
         if all(found):
             return "both operands are constants"
         operand = 0 if found[0] else 1
@@ -324,7 +349,7 @@ class _Planner:
                 if name in local and _counts(local[name][1], local[name][0]):
                     constants[f"{owner}/{name}"] = prod(local[name][0])
                 elif name not in local and outer and name in self.tensors:
-                    weight = resolve(self.tensors[name])
+                    weight = self.resolve(self.tensors[name])
                     if weight is not None and _counts(weight.dtype, weight.shape):
                         constants[weight.key] = prod(weight.root_shape)
             name = f"{owner}/{node.name or next(iter(node.output), node.op_type)}"

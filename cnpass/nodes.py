@@ -174,21 +174,26 @@ def node_proto(node: gs.Node) -> NodeProto:
         old, before = source.proto, source.attributes
     else:
         old, before = NodeProto(op_type=node.op, domain=node.domain or ""), {}
+    inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
+    attributes = list(_attribute_protos(node.attrs, before, old))
+    metadata = node_metadata(node)
+    same_tensors = list(old.input) == inputs and list(old.output) == outputs
+    same_attributes = attributes == list(old.attribute)
+    if same_tensors and same_attributes and old.name == node.name and mapping(old.metadata_props) == metadata:
+        return old
     new = NodeProto()
     new.CopyFrom(old)
-    for field, tensors in (("input", node.inputs), ("output", node.outputs)):
-        names = [tensor.name for tensor in tensors]
-        if list(getattr(old, field)) != names:
-            new.ClearField(field)
-            getattr(new, field).extend(names)
+    if not same_tensors:
+        del new.input[:], new.output[:]
+        new.input.extend(inputs)
+        new.output.extend(outputs)
     if old.name != node.name:
         new.name = node.name
-    attributes = list(_attribute_protos(node.attrs, before, old))
-    if attributes != list(old.attribute):
-        new.ClearField("attribute")
+    if not same_attributes:
+        del new.attribute[:]
         new.attribute.extend(attributes)
-    new.ClearField("metadata_props")
-    extend_entries(new.metadata_props, old.metadata_props, node_metadata(node))
+    del new.metadata_props[:]
+    extend_entries(new.metadata_props, old.metadata_props, metadata)
     return new
 
 

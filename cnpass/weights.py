@@ -92,7 +92,7 @@ def constant_array(tensor: gs.Tensor) -> np.ndarray | None:
     node = _producer(tensor)
     if node is None:
         return None
-    if node.op == "Identity":
+    if node.op == "Identity" and node.inputs:
         return constant_array(node.inputs[0])
     if node.op != "Constant":
         return None
@@ -178,6 +178,8 @@ def _root(tensor: gs.Tensor) -> _Trace | None:
     node = _producer(tensor)
     if node is None or node.op not in ("Constant", "ConstantOfShape"):
         return None
+    if node.op == "ConstantOfShape" and not node.inputs:
+        return None
     value = node.attrs.get("value")
     if node.op == "ConstantOfShape":
         dims = constant_array(node.inputs[0])
@@ -261,7 +263,7 @@ def _quantize(trace: _Trace, node: gs.Node) -> _Trace | None:
 
 
 def _dequantize(trace: _Trace, node: gs.Node) -> _Trace | None:
-    scale = _trace(node.inputs[1])
+    scale = _trace(node.inputs[1]) if len(node.inputs) > 1 else None
     if scale is None or not all(_trace(tensor) for tensor in node.inputs[2:] if tensor.name):
         return None
     return _step(trace, node, trace.shape, scale.dtype)

@@ -23,6 +23,8 @@ def macs(node: gs.Node, shapes: Shapes) -> int | None:
     if node.op not in PRODUCTS:
         return 0
     inputs = [shapes.known.get(tensor.name) for tensor in node.inputs]
+    if len(inputs) < (1 if node.op == "Einsum" else 2) or not node.outputs:
+        return None
     if node.op in _CONVOLUTIONS:
         return _convolution(node, inputs, shapes)
     if node.op in _MATRICES:
@@ -40,7 +42,8 @@ def macs(node: gs.Node, shapes: Shapes) -> int | None:
 
 
 def _convolution(node: gs.Node, inputs: list[Shape | None], shapes: Shapes) -> int | None:
-    kernel = inputs[_CONVOLUTIONS[node.op]]
+    place = _CONVOLUTIONS[node.op]
+    kernel = inputs[place] if place < len(inputs) else None
     # A transposed convolution spreads every input, the others gather for every output.
     gathered = node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]
     size = shapes.size(gathered.name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import itertools
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from pydantic import Field, InstanceOf
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cnpass.document import Document
@@ -18,25 +18,22 @@ from cnpass.nodes import label, node_metadata, node_proto
 from cnpass.passes import analog
 from cnpass.passes.base import (
     PASS_CONFIG,
-    OptionDescription,
-    Pass,
-    PassDescription,
     PassError,
     PassPostconditionError,
     PassPreconditionError,
     PassResult,
 )
 from cnpass.passes.conversion import convert
+from cnpass.passes.device import DevicePass
 from cnpass.runtime import ops
-from cnpass.runtime.devices import DeviceModel, LogNormal, device_names, get_device, make_device
-from cnpass.shapes import infer
+from cnpass.shapes import Shapes
 
 _STRING_TYPES = 6
 """From this opset on, Cast names its type by number."""
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
-class MapCrossbar(Pass):
+class MapCrossbar(DevicePass):
     """Put Conv, Gemm and MatMul with constant weights on simulated analog crossbars.
 
     Every such node becomes AnalogConv or AnalogMatMul, with digital nodes around it for what the op has not:
@@ -48,9 +45,6 @@ class MapCrossbar(Pass):
 
     name: ClassVar[str] = "map-crossbar"
 
-    device: InstanceOf[DeviceModel] = Field(
-        default=LogNormal(), description="device model; its parameters are options too"
-    )
     seed: int = Field(
         default=0, ge=-(2**63), le=2**64 - 1, description="seed of all chips, 64 bits, signed or not"
     )
@@ -59,41 +53,6 @@ class MapCrossbar(Pass):
         description="function bodies for runtimes without the native library: where the opset allows,"
         " always (older opsets are converted, and the result is checked), or never",
     )
-
-    @classmethod
-    def from_options(cls, options: Any) -> Self:
-        """See `Pass.from_options`; `device` is a name, and the device's parameters stand beside it."""
-        rest = dict(options)
-        device = rest.pop("device", LogNormal.name)
-        if not isinstance(device, DeviceModel):
-            kind = get_device(str(device))
-            parameters = {key: rest.pop(key) for key in kind().attributes() if key in rest}
-            device = make_device(kind.name, **parameters)
-        return super().from_options({"device": device, **rest})
-
-    def options(self) -> dict[str, Any]:
-        """See `Pass.options`."""
-        options = super().options()
-        if options.pop("device", None) is None:
-            return options
-        default = type(self.device)().attributes()
-        parameters = {k: v for k, v in self.device.attributes().items() if v != default[k]}
-        named = {} if self.device.name == LogNormal.name else {"device": self.device.name}
-        return {**named, **parameters, **options}
-
-    @classmethod
-    def describe(cls) -> PassDescription:
-        """See `Pass.describe`."""
-        base = super().describe()
-        first = OptionDescription(
-            "device", "choice", LogNormal.name, None, None, tuple(device_names()), base.options[0].help
-        )
-        parameters = tuple(
-            OptionDescription(f.name, "float", f.default, f.minimum, f.maximum, (), f"{f.help} ({name})")
-            for name in device_names()
-            for f in get_device(name).describe().fields
-        )
-        return PassDescription(base.name, base.summary, (first, *parameters, *base.options[1:]))
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
@@ -108,7 +67,7 @@ class MapCrossbar(Pass):
         before = _state(document)
         self._retarget(document)
         waiting = {id(n.node): n for n in found.analog if n.node is not None and n.node.domain != ops.DOMAIN}
-        writer = _Writer(document, self)
+        writer = _Writer(document, self, found.shapes)
         nodes: list[gs.Node] = []
         for node in document.graph.nodes:
             entry = waiting.get(id(node))
@@ -156,10 +115,10 @@ class MapCrossbar(Pass):
 class _Writer:
     """Writes the nodes that take the place of one source node after the other."""
 
-    def __init__(self, document: Document, step: MapCrossbar) -> None:
+    def __init__(self, document: Document, step: MapCrossbar, shapes: Shapes) -> None:
         self.document = document
         self.step = step
-        self.shapes = infer(document)
+        self.shapes = shapes
         self.chip = _chip(document)
         self.casts: dict[int, gs.Tensor] = {}
         self.names = {node.name for node in document.graph.nodes}
