@@ -9,6 +9,7 @@ from cnpass.passes.base import Pass
 
 _PASSES = {
     "fold-batch-norm": ("fold_batch_norm", "FoldBatchNorm"),
+    "correct-mean-gain": ("correct_mean_gain", "CorrectMeanGain"),
     "insert-compensation": ("insert_compensation", "InsertCompensation"),
     "map-crossbar": ("map_crossbar", "MapCrossbar"),
     "lower-analog": ("lower_analog", "LowerAnalog"),

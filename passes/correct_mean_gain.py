@@ -1,0 +1,97 @@
+"""`correct-mean-gain`: weights over the mean factor of the device, so that chips are right on average."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic.dataclasses import dataclass
+
+from cnpass.constants import constant_values
+from cnpass.document import Document
+from cnpass.mapping import Product, plan
+from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult
+from cnpass.passes.device import DevicePass
+
+_SCALING = ("Identity", "Reshape", "Transpose", "Cast")
+"""Operators between a stored weight and its node that pass a factor on."""
+
+
+@dataclass(frozen=True, config=PASS_CONFIG)
+class CorrectMeanGain(DevicePass):
+    """Divide analog weights by the mean factor that programming multiplies them by.
+
+    Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
+    The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
+    however many analog nodes share it; one that something digital reads too, or that a node makes of
+    integers, is left alone, and a note says so.
+    """
+
+    name: ClassVar[str] = "correct-mean-gain"
+
+    def apply(self, document: Document) -> PassResult:
+        """See `Pass.apply`."""
+        factor = float(self.device.mean(np.ones(1))[0])
+        if factor == 1:
+            return PassResult(False, (f"{self.device.name} programs the right mean; nothing to correct",))
+        products: dict[str, list[tuple[gs.Node, Product]]] = defaultdict(list)
+        for entry in plan(document).analog:
+            if entry.product is not None and entry.node is not None:
+                products[entry.product.weight.key].append((entry.node, entry.product))
+        corrected, notes = 0, []
+        for key, users in products.items():
+            reason = self._correct(document, users, factor)
+            corrected += reason is None
+            if reason is not None:
+                notes.append(f"weight {key!r} stays: {reason}")
+        done = f"{corrected} of {len(products)} weights divided by the mean factor {factor:.6g}"
+        return PassResult(bool(corrected), (done, *notes))
+
+    def _correct(self, document: Document, users: list[tuple[gs.Node, Product]], factor: float) -> str | None:
+        """Divide one stored weight; returns the reason where that cannot be."""
+        weight = users[0][1].weight
+        if weight.kind == "converted":
+            return "it is made of integers or of a shape"
+        for node in (node for _, product in users for node in product.weight.path):
+            if node.op not in _SCALING:
+                return f"{node.op} stands between it and its node"
+        if _read_elsewhere(document, users):
+            return "something digital reads it too"
+        stored = weight.root if isinstance(weight.root, gs.Constant) else _held(weight.root)
+        if stored is None:
+            return "it is no tensor attribute"
+        values = constant_values(stored)
+        wide = values.astype(np.float64)
+        if not np.allclose(self.device.mean(wide), factor * wide, rtol=1e-6, atol=0):
+            raise PassPreconditionError(
+                self.name, f"{self.device.name} has no constant mean factor on weight {weight.key!r}"
+            )
+        stored.values = (wide / factor).astype(values.dtype)
+        return None
+
+
+def _held(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant in the node that makes a tensor."""
+    value = tensor.inputs[0].attrs.get("value")
+    return value if isinstance(value, gs.Constant) else None
+
+
+def _read_elsewhere(document: Document, users: Iterable[tuple[gs.Node, Product]]) -> bool:
+    """Whether anything reads a weight but the analog nodes, as their weight, and what leads to them."""
+    ends = {tensor.name for tensor in document.graph.outputs} | document.captured
+    known = {(id(node), product.operand) for node, product in users}
+    path = {id(node): node for _, product in users for node in product.weight.path}
+    known |= {(node, 0) for node in path}
+    tensors = [users_product.weight.root for _, users_product in users]
+    tensors += [tensor for node in path.values() for tensor in node.outputs]
+    readers = {
+        (id(node), slot)
+        for tensor in tensors
+        for node in tensor.outputs
+        for slot, read in enumerate(node.inputs)
+        if read is tensor
+    }
+    return bool(readers - known) or any(tensor.name in ends for tensor in tensors)
