@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -251,3 +253,35 @@ def test_a_document_in_memory_has_a_hash_too(build):
     model = build([helper.make_node("Relu", ["x"], ["y"])])
     document = Document.from_proto(model)
     assert document.sha256 == Document.from_proto(model).copy().sha256
+
+
+@pytest.mark.slow
+def test_a_large_model_in_little_memory(tmp_path, build):
+    """600 MB of weights through a whole rewrite, in a process of its own whose peak memory counts."""
+    count, size = 150, 1024
+    nodes = [helper.make_node("MatMul", [f"t{i}", f"w{i}"], [f"t{i + 1}"]) for i in range(count)]
+    model = build(nodes, inputs={"t0": ["n", size]}, outputs=[f"t{count}"])
+    block = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32).tobytes()
+    with (tmp_path / "w.bin").open("wb") as file:
+        for i in range(count):
+            tensor = model.graph.initializer.add(
+                name=f"w{i}", data_type=1, dims=[size, size], data_location=1
+            )
+            entries = {"location": "w.bin", "offset": str(file.tell()), "length": str(len(block))}
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=value)
+            file.write(block)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    script = f"""
+import resource
+from cnpass.document import Document
+from cnpass.passes import Pipeline
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+document = Document.load({str(tmp_path / "model.onnx")!r})
+Pipeline.parse("map-crossbar").run(document)
+document.save({str(tmp_path / "out.onnx")!r})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (tmp_path / "out.onnx.data").stat().st_size >= count * len(block)
+    assert int(result.stdout) < 100 * 1024  # KiB, of which the passes' own imports are a part
