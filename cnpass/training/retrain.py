@@ -27,7 +27,8 @@ MAX_RETREATS = 4
 """Times that a diverging training goes back to its best weights before it is given up."""
 _RETREAT_FACTOR = 0.3
 _EXPLODED = 20.0
-"""A mean loss above so many times the first epoch's counts as divergence."""
+"""A mean loss above so many times that of the weights that came in counts as divergence."""
+_FIRST_BATCHES = 4
 _SAVE_EVERY = 5.0
 """Seconds between checkpoints, at least."""
 
@@ -169,6 +170,7 @@ class _Trainer:
         state = checkpoint.load(path) if path else None
         if state is None:
             self.first_score = self.score = problem.validator.score(forward)
+            self.first_loss = self._loss_of_start()
             self.best = self._weights()
         else:
             self._restore(state)
@@ -229,11 +231,27 @@ class _Trainer:
         return float(task_loss.detach())
 
     def _sane(self, loss: float) -> bool:
-        """Tell whether the last epoch went well; the first one sets the measure."""
+        """Tell whether the last epoch went well."""
         finite = math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in self._weights().values())
-        if finite:
-            self.first_loss = min(self.first_loss, max(loss, 1.0))
         return finite and loss <= _EXPLODED * self.first_loss
+
+    def _loss_of_start(self) -> float:
+        """Return the largest loss of the weights that came in on a few chips, at least 1."""
+        problem, weights = self.problem, self.forward.module.weights
+        chips = torch.Generator().manual_seed(seed_of(self.options.seed, "start"))
+        total = 0.0
+        with torch.no_grad():
+            for number in range(_FIRST_BATCHES):
+                first = number * self.options.batch
+                if first >= len(problem.samples):
+                    break
+                index = torch.arange(first, min(first + self.options.batch, len(problem.samples)))
+                index = index.to(problem.samples.inputs[0].device)
+                batch = problem.samples.take(index)
+                drawn = noise.programmed(weights, self.analog, problem.device, chips)
+                loss = problem.objective(self.forward(batch, drawn), index, batch.labels)
+                total = max(total, float(loss))
+        return max(total, 1.0) if math.isfinite(total) else 1.0
 
     def _retreat(self, loss: float) -> None:
         """Go back to the best weights and on with a smaller rate."""

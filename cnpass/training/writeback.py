@@ -11,7 +11,7 @@ import torch
 from cnpass.constants import constant_values
 from cnpass.document import Document
 from cnpass.errors import ModelError
-from cnpass.weights import constant_array
+from cnpass.weights import resolve
 
 
 def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[str]:
@@ -54,11 +54,11 @@ def _write(document: Document, tensor: gs.Tensor, value: np.ndarray) -> bool:
     held = node.attrs.get("value")
     if node.op == "Constant" and isinstance(held, gs.Constant):
         return _replace(held, value)
-    present = constant_array(tensor)
-    if present is not None and np.array_equal(present, value.astype(present.dtype)):
+    made = resolve(tensor)
+    new = value if made is None else value.astype(made.dtype)
+    if made is not None and np.array_equal(made.values(document.opset), new):
         return False
-    dtype = tensor.dtype if tensor.dtype is not None else value.dtype
-    _detach(document, tensor, value.astype(dtype))
+    _detach(document, tensor, new)
     return True
 
 

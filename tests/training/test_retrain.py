@@ -1,0 +1,227 @@
+"""Training: what it changes, how it resumes, what it does when it diverges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cnpass.data import Split
+from cnpass.document import Document
+from cnpass.errors import UsageError
+from cnpass.evaluation.montecarlo import VALIDATION_CHIPS_START
+from cnpass.mapping import plan
+from cnpass.progress import Progress, Task
+from cnpass.runtime.devices import LogNormal
+from cnpass.training import checkpoint
+from cnpass.training.forward import Forward, Samples
+from cnpass.training.lift import lift
+from cnpass.training.objective import Objective
+from cnpass.training.retrain import MAX_RETREATS, Problem, TrainOptions, train
+from cnpass.training.validation import Validator
+
+DEVICE = LogNormal(sigma=0.4)
+CPU = torch.device("cpu")
+
+
+def _split(count: int, seed: int) -> Split:
+    """Four classes told apart by the brightest quadrant."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, count)
+    x = rng.normal(0, 0.5, (count, 1, 8, 8)).astype(np.float32)
+    for i, label in enumerate(y):
+        x[i, 0, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 1
+    return Split({"x": x}, y)
+
+
+@pytest.fixture
+def setting(convnet) -> Callable[[], tuple[Forward, Problem]]:
+    """Makes a fresh module and its problem."""
+    document = Document.from_proto(convnet)
+    streams = plan(document).streams
+
+    def fresh() -> tuple[Forward, Problem]:
+        forward = Forward(lift(document))
+        samples, val = _split(256, 0), _split(64, 1)
+        train_samples = Samples.of(samples, ["x"], CPU)
+        with torch.no_grad():
+            clean = forward(train_samples)
+        validator = Validator(
+            Samples.of(val, ["x"], CPU),
+            val.y,
+            "top1",
+            DEVICE,
+            0,
+            streams,
+            range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + 4),
+        )
+        return forward, Problem(train_samples, Objective.of("top1", clean), validator, DEVICE, set(streams))
+
+    return fresh
+
+
+OPTIONS = TrainOptions(epochs=8, batch=64, beta=1e-3, checks=4)
+
+
+class _KilledError(Exception):
+    pass
+
+
+class _Countdown(Task):
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def advance(self, steps: int = 1) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise _KilledError
+
+
+class _Killer(Progress):
+    """Ends a training in the middle of an epoch, as a kill would."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def task(self, *_: object, **__: object) -> nullcontext[Task]:
+        return nullcontext(_Countdown(self.epochs))
+
+
+def test_training_brings_accuracy_under_variation(setting) -> None:
+    forward, problem = setting()
+    result = train(forward, problem, replace(OPTIONS, epochs=40))
+    assert result.first_score < 0.4
+    assert result.score > 0.85
+    assert problem.validator.score(forward) == result.score  # the best weights are left in the module
+    assert result.epochs == 40
+    assert not result.notes
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(setting) -> None:
+    one, two, other = (train(*setting(), replace(OPTIONS, epochs=2, seed=seed)).weights for seed in (0, 0, 1))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("killed_after", [1, 5])
+def test_a_resumed_training_ends_with_the_same_bits(
+    setting, tmp_path, monkeypatch, killed_after: int
+) -> None:
+    monkeypatch.setattr("cnpass.training.retrain._SAVE_EVERY", 0.0)
+    whole = train(*setting(), OPTIONS)
+    path = tmp_path / "state.pt"
+    with pytest.raises(_KilledError):
+        train(*setting(), OPTIONS, path=path, progress=_Killer(killed_after))
+    assert checkpoint.load(path)["epoch"] == killed_after
+    resumed = train(*setting(), OPTIONS, path=path)
+    assert resumed.score == whole.score
+    assert resumed.history == whole.history
+    for key, weight in whole.weights.items():
+        assert torch.equal(weight, resumed.weights[key]), key
+    again = train(*setting(), OPTIONS, path=path)
+    assert all(torch.equal(again.weights[k], whole.weights[k]) for k in whole.weights)
+
+
+def test_frozen_weights_keep_their_bytes(setting) -> None:
+    forward, problem = setting()
+    before = {k: w.detach().clone() for k, w in forward.module.weights.items()}
+    result = train(forward, problem, replace(OPTIONS, beta=0.0), trained={"fc.weight"})
+    assert set(result.weights) == {"fc.weight"}
+    assert result.score > result.first_score
+    for key, weight in forward.module.weights.items():
+        assert torch.equal(weight, before[key]) == (key != "fc.weight")
+
+
+def test_no_better_weights_leave_those_that_came_in(setting) -> None:
+    forward, problem = setting()
+    train(forward, problem, replace(OPTIONS, epochs=20))
+    before = {k: w.detach().clone() for k, w in forward.module.weights.items()}
+    wrong = Samples(problem.samples.inputs, (problem.samples.labels + 1) % 4)
+    result = train(forward, replace(problem, samples=wrong), replace(OPTIONS, epochs=3))
+    assert result.score == result.first_score
+    assert all(torch.equal(w, before[k]) for k, w in forward.module.weights.items())
+
+
+def test_divergence_is_noticed_and_backed_off(setting) -> None:
+    forward, problem = setting()
+    result = train(forward, problem, replace(OPTIONS, epochs=6, rate=1e4, clip=1e9))
+    assert 1 <= len(result.notes) <= MAX_RETREATS + 1
+    assert "diverged in epoch" in result.notes[0]
+    assert all(torch.isfinite(w).all() for w in result.weights.values())
+    assert result.score >= result.first_score
+
+
+def test_a_loss_of_nan_gives_up_in_the_end(setting) -> None:
+    forward, problem = setting()
+    broken = Samples((problem.samples.inputs[0] * torch.nan,), problem.samples.labels)
+    result = train(forward, replace(problem, samples=broken), replace(OPTIONS, epochs=50))
+    assert result.epochs == MAX_RETREATS + 1
+    assert "given up" in result.notes[-1]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(setting, tmp_path) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UsageError, match="damaged"):
+        train(*setting(), OPTIONS, path=path)
+    torch.save({"epoch": Document}, path)  # a class is no plain value
+    with pytest.raises(UsageError, match="damaged"):
+        train(*setting(), OPTIONS, path=path)
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        checkpoint.save(tmp_path / "missing" / "state.pt", {})
+
+
+def test_validation_uses_the_numbered_chips_of_the_contract(setting, convnet, ort) -> None:
+    import onnx.numpy_helper
+
+    from cnpass.runtime.reference import program_weight
+
+    forward, problem = setting()
+    validator = replace(problem.validator, chips=range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + 2))
+    values = validator.values(forward)
+    for chip, value in zip(validator.chips, values, strict=True):
+        for tensor in convnet.graph.initializer:
+            if tensor.name in validator.streams:
+                weight = forward.module.weights[tensor.name].detach().numpy()
+                stream = validator.streams[tensor.name]
+                new = program_weight(weight, DEVICE, seed=0, stream=stream, chip=chip)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+        val = _split(64, 1)
+        assert value == np.mean(ort(convnet, [val.x])[0].argmax(1) == val.y)
+
+
+@pytest.mark.parametrize("rows", [1, 48])
+def test_models_of_fixed_batch_run_in_their_batches(setting, rows: int) -> None:
+    forward, problem = setting()
+    samples = problem.samples.take(slice(100))
+    whole = forward(samples)
+    torch.testing.assert_close(Forward(forward.module, rows)(samples), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_objectives_without_labels_follow_the_clean_model() -> None:
+    index = torch.arange(6)
+    clean = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    near, far = clean + 0.01, -clean
+    for metric in ("agreement", "ser"):
+        objective = Objective.of(metric, clean)
+        assert objective(clean, index, None).item() == pytest.approx(0, abs=1e-6)
+        assert objective(near, index, None) < objective(far, index, None)
+
+
+def test_probabilities_are_taken_as_such() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 5, generator=generator), torch.arange(5).repeat(2)[:6]
+    wanted = torch.nn.functional.cross_entropy(logits, labels)
+    probabilities = torch.softmax(logits, 1)
+    index = torch.arange(6)
+    for clean, output in ((logits, logits), (probabilities, probabilities), (probabilities.log(),) * 2):
+        assert Objective.of("top1", clean)(output, index, labels).item() == pytest.approx(
+            wanted.item(), rel=1e-5
+        )
