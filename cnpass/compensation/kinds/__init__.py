@@ -12,13 +12,15 @@ import onnx_graphsurgeon as gs
 
 from cnpass.compensation.builder import Builder
 from cnpass.compensation.kinds.gain import gain
+from cnpass.compensation.kinds.linear import linear
 from cnpass.compensation.kinds.paper import paper
 from cnpass.compensation.kinds.residual import residual
 
-Kind = Literal["residual", "gain", "paper"]
+Kind = Literal["residual", "gain", "linear", "paper"]
 KINDS: dict[Kind, Callable[[Builder, int], gs.Variable]] = {
     "residual": residual,
     "gain": gain,
+    "linear": linear,
     "paper": paper,
 }
 
@@ -28,4 +30,4 @@ def kind_names() -> list[str]:
     return list(get_args(Kind))
 
 
-__all__ = ["KINDS", "Kind", "gain", "kind_names", "paper", "residual"]
+__all__ = ["KINDS", "Kind", "gain", "kind_names", "linear", "paper", "residual"]

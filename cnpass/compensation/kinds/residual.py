@@ -8,12 +8,17 @@ import onnx_graphsurgeon as gs
 from cnpass.compensation.builder import Builder
 
 
-def generator(builder: Builder, width: int) -> gs.Variable:
-    """Add ``relu(G [pool(x); y])`` with ``width`` filters, the generator of CorrectNet (reconstructed)."""
+def joined_input(builder: Builder) -> tuple[gs.Tensor, int]:
+    """Return ``[pool(x); y]``, or y alone where x cannot be pooled, and how many channels that has."""
     site = builder.site
     pooled = builder.input()
     joined = builder.concat([*([] if pooled is None else [pooled]), builder.analog], "joined")
-    inputs = site.outputs + (0 if pooled is None else site.inputs)
+    return joined, site.outputs + (0 if pooled is None else site.inputs)
+
+
+def generator(builder: Builder, width: int) -> gs.Variable:
+    """Add ``relu(G [pool(x); y])`` with ``width`` filters, the generator of CorrectNet (reconstructed)."""
+    joined, inputs = joined_input(builder)
     features = builder.linear(joined, builder.random(width, inputs), "generator")
     return builder.node("Relu", [features], "generated")
 
