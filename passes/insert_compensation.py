@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_graphsurgeon as gs
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from cnpass.compensation.builder import Builder
-from cnpass.compensation.kinds import KINDS, Kind
+from cnpass.compensation.insertion import insert, width_of
+from cnpass.compensation.kinds import Kind
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
@@ -27,7 +26,7 @@ class InsertCompensation(Pass):
     name: ClassVar[str] = "insert-compensation"
 
     node: str = Field(default="", description="name of the node to compensate, as `cnpass inspect` shows it")
-    kind: Kind = Field(default="residual", description="residual, gain or paper")
+    kind: Kind = Field(default="residual", description="residual, gain, linear or paper")
     ratio: float = Field(
         default=0.1, gt=0, le=4, description="filters of the generator over output channels; at least one"
     )
@@ -41,13 +40,6 @@ class InsertCompensation(Pass):
             known = ", ".join(sites) or "none"
             why = reasons.get(self.node, f"is no analog node; nodes that can be compensated: {known}")
             raise PassPreconditionError(self.name, f"node {self.node!r} {why}")
-        width = max(1, round(self.ratio * site.outputs))
-        y = site.y
-        analog = gs.Variable(document.fresh(f"{y.name}.analog"), dtype=y.dtype, shape=y.shape)
-        site.node.outputs[0] = analog
-        builder = Builder(document, site, self.name, seed=self.seed, analog=analog)
-        last = KINDS[self.kind](builder, width)
-        last.inputs[0].outputs[0] = y  # the node that made it writes the old name instead
-        place = next(i for i, node in enumerate(document.graph.nodes) if node is site.node)
-        document.graph.nodes[place + 1 : place + 1] = builder.nodes
+        width = width_of(self.ratio, site)
+        insert(document, site, self.kind, width, creator=self.name, seed=self.seed)
         return PassResult(True, (f"{self.kind} compensation of {self.node!r} with width {width}",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,28 @@ _AXES_AS_INPUT = 18
 """From this opset on ReduceMean takes its axes as an input."""
 
 
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear map over channels or features.
+
+    Attributes:
+        weight: [out, in, 1, ...] of a convolution, [in, out] of a product.
+        bias: [out].
+        outputs_axis: Axis of the outputs in the weight.
+    """
+
+    weight: gs.Constant
+    bias: gs.Constant
+    outputs_axis: int
+
+    @property
+    def inputs_axis(self) -> int:
+        """Axis of the inputs in the weight."""
+        return 1 - self.outputs_axis
+
+
 class Builder:
-    """Makes the nodes of one compensation.
+    """Makes the nodes of one compensation: first of all its generator, then what reads that.
 
     Args:
         document: Where names and operators have to fit.
@@ -34,6 +55,7 @@ class Builder:
         self.site = site
         self.analog = analog
         self.nodes: list[gs.Node] = []
+        self.maps: list[Linear] = []
         self._document = document
         self._random = np.random.default_rng(seed)
         self._metadata = {
@@ -81,9 +103,12 @@ class Builder:
         bias = self.constant(f"{name}.bias", np.zeros(len(weight)))
         if self.site.is_conv:
             kernel = weight.reshape(*weight.shape, *[1] * (self.site.rank - 2))
-            return self.node("Conv", [x, self.constant(f"{name}.weight", kernel), bias], name)
-        product = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}.product")
-        return self.node("Add", [product, bias], name)
+            stored = self.constant(f"{name}.weight", kernel)
+            self.maps.append(Linear(stored, bias, outputs_axis=0))
+            return self.node("Conv", [x, stored, bias], name)
+        stored = self.constant(f"{name}.weight", weight.T)
+        self.maps.append(Linear(stored, bias, outputs_axis=1))
+        return self.node("Add", [self.node("MatMul", [x, stored], f"{name}.product"), bias], name)
 
     def random(self, outputs: int, inputs: int) -> np.ndarray:
         """Return initial weights [out, in] for a map before a Relu (K. He et al., 2015)."""

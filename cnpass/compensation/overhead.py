@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from cnpass.document import Document
 from cnpass.mapping import NodePlan, plan
 from cnpass.nodes import node_metadata
@@ -14,23 +17,34 @@ def is_compensation(entry: NodePlan) -> bool:
     return entry.node is not None and node_metadata(entry.node).get(ops.META_ROLE) == ops.ROLE_COMPENSATION
 
 
-def overhead(document: Document) -> Overhead:
-    """Count parameters and multiply-accumulates of compensation nodes over those of all others.
+class Cost(NamedTuple):
+    """Parameters, and multiply-accumulates per sample (None where a shape is not known)."""
 
-    Every stored weight counts once. Multiply-accumulates are those of products and convolutions per sample,
-    None where a shape is not known.
+    params: int
+    macs: int | None
+
+    def over(self, base: Cost) -> Overhead:
+        """This cost as a fraction of another one."""
+        macs = None if self.macs is None or base.macs is None else self.macs / max(1, base.macs)
+        return Overhead(params=self.params / max(1, base.params), macs=macs)
+
+
+def cost(nodes: Iterable[NodePlan]) -> Cost:
+    """Count parameters and multiply-accumulates of nodes; every stored weight counts once.
+
+    Multiply-accumulates are those of products and convolutions.
     """
+    nodes = list(nodes)
+    params = sum({key: size for node in nodes for key, size in node.constants.items()}.values())
+    known = [node.macs for node in nodes if node.macs is not None]
+    return Cost(params, sum(known) if len(known) == len(nodes) else None)
+
+
+def overhead(document: Document) -> Overhead:
+    """Count what compensation nodes cost, over what all others do."""
     nodes = plan(document).nodes
-    inserted = [n for n in nodes if is_compensation(n)]
-    original = [n for n in nodes if not is_compensation(n)]
-    macs = None
-    if all(n.macs is not None for n in nodes):
-        macs = sum(n.macs or 0 for n in inserted) / max(1, sum(n.macs or 0 for n in original))
-    return Overhead(params=_params(inserted) / max(1, _params(original)), macs=macs)
-
-
-def _params(nodes: list[NodePlan]) -> int:
-    return sum({key: size for node in nodes for key, size in node.constants.items()}.values())
+    inserted = cost(n for n in nodes if is_compensation(n))
+    return inserted.over(cost(n for n in nodes if not is_compensation(n)))
 
 
 def weight_keys(document: Document) -> set[str]:
