@@ -16,9 +16,6 @@ from cnpass.mapping import Product, plan
 from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult
 from cnpass.passes.device import DevicePass
 
-_SCALING = ("Identity", "Reshape", "Transpose", "Cast")
-"""Operators between a stored weight and its node that pass a factor on."""
-
 
 @dataclass(frozen=True, config=PASS_CONFIG)
 class CorrectMeanGain(DevicePass):
@@ -26,8 +23,8 @@ class CorrectMeanGain(DevicePass):
 
     Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
     The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
-    however many analog nodes share it; one that something digital reads too, or that a node makes of
-    integers, is left alone, and a note says so.
+    however many analog nodes share it; one that something digital reads too, or that a node makes of integers,
+    is left alone, and a note says so.
     """
 
     name: ClassVar[str] = "correct-mean-gain"
@@ -55,9 +52,6 @@ class CorrectMeanGain(DevicePass):
         weight = users[0][1].weight
         if weight.kind == "converted":
             return "it is made of integers or of a shape"
-        for node in (node for _, product in users for node in product.weight.path):
-            if node.op not in _SCALING:
-                return f"{node.op} stands between it and its node"
         if _read_elsewhere(document, users):
             return "something digital reads it too"
         stored = weight.root if isinstance(weight.root, gs.Constant) else _held(weight.root)
@@ -85,7 +79,7 @@ def _read_elsewhere(document: Document, users: Iterable[tuple[gs.Node, Product]]
     known = {(id(node), product.operand) for node, product in users}
     path = {id(node): node for _, product in users for node in product.weight.path}
     known |= {(node, 0) for node in path}
-    tensors = [users_product.weight.root for _, users_product in users]
+    tensors = [product.weight.root for _, product in users]
     tensors += [tensor for node in path.values() for tensor in node.outputs]
     readers = {
         (id(node), slot)

@@ -1,0 +1,157 @@
+"""Weights over the mean factor: each stored weight once, chips right on average, shared ones left alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from cnpass.document import Document
+from cnpass.passes import Pipeline
+from cnpass.passes.base import PassPreconditionError
+from cnpass.passes.correct_mean_gain import CorrectMeanGain
+from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.runtime.devices import LogNormal
+from cnpass.runtime.session import Session
+
+FACTOR = math.exp(0.5**2 / 2)
+
+
+def stored(document: Document) -> dict[str, np.ndarray]:
+    """Initializers and values of Constant nodes by name."""
+    proto = document.to_proto()
+    held = {n.output[0]: n.attribute[0].t for n in proto.graph.node if n.op_type == "Constant"}
+    named = {t.name: t for t in proto.graph.initializer} | held
+    return {name: numpy_helper.to_array(tensor) for name, tensor in named.items()}
+
+
+def correct(model, **device):
+    document = Document.from_proto(model)
+    before = stored(document)
+    result = CorrectMeanGain(device=LogNormal(**device))(document)
+    return before, stored(document), result
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("conv", ["w"]),
+        ("conv-depthwise", ["w"]),
+        ("conv-transposed-weight", ["w"]),
+        ("two-convs-one-transposed", ["w", "v"]),
+        ("matmul-left", ["w"]),
+        ("matmul-behind-everything", ["c"]),
+        ("tied", ["w"]),
+        ("empty-names", ["w"]),
+    ],
+)
+def test_divides_analog_weights_once_and_nothing_else(named_case, name, keys):
+    before, after, result = correct(named_case(name))
+    assert result.modified
+    assert result.notes == (f"{len(keys)} of {len(keys)} weights divided by the mean factor {FACTOR:.6g}",)
+    for key, values in before.items():
+        expected = (values.astype(np.float64) / FACTOR).astype(values.dtype) if key in keys else values
+        assert np.array_equal(after[key], expected), key
+        assert after[key].dtype == values.dtype
+
+
+def test_chips_are_right_on_average(named_case):
+    document = Document.from_proto(named_case("matmul"))
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    (clean,) = Session(document.to_proto()).run(x)
+    Pipeline.parse("correct-mean-gain,map-crossbar").run(document)
+    session = Session(document.to_proto())
+    outputs = np.stack([session.run(x, chip=chip)[0] for chip in range(3000)])
+    error = outputs.std(axis=0) / math.sqrt(len(outputs))
+    assert (np.abs(outputs.mean(axis=0) - clean) < 4.5 * error).all()
+    assert (np.abs(outputs.mean(axis=0) - FACTOR * clean) > 4.5 * error).any()
+
+
+def test_a_mapped_model_is_corrected_as_well(named_case):
+    plain, mapped = (Document.from_proto(named_case("tied")) for _ in range(2))
+    MapCrossbar()(mapped)
+    for document in (plain, mapped):
+        CorrectMeanGain()(document)
+    MapCrossbar()(plain)
+    assert mapped.to_proto().SerializeToString(deterministic=True) == plain.to_proto().SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_device_of_the_right_mean_changes_nothing(named_case):
+    model = named_case("conv")
+    document = Document.from_proto(model)
+    result = CorrectMeanGain(device=LogNormal(sigma=0))(document)
+    assert not result.modified
+    assert document.to_proto().SerializeToString(deterministic=True) == model.SerializeToString(
+        deterministic=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "w"], ["y"])],
+            "something digital reads it too",
+        ),
+        ([helper.make_node("Gemm", ["x", "w", "w"], ["y"])], "something digital reads it too"),
+        (
+            [
+                helper.make_node("Transpose", ["w"], ["t"]),
+                helper.make_node("MatMul", ["x", "t"], ["h"]),
+                helper.make_node("Mul", ["h", "t"], ["y"]),
+            ],
+            "something digital reads it too",
+        ),
+    ],
+    ids=["operand", "bias", "path"],
+)
+def test_shared_weights_stay_and_the_note_says_why(build, weight, nodes, reason):
+    model = build(nodes, {"w": weight(4, 4), "s": np.float32(0.1)}, inputs={"x": [4, 4]})
+    before, after, result = correct(model)
+    assert not result.modified
+    assert result.notes[1:] == (f"weight 'w' stays: {reason}",)
+    assert np.array_equal(after["w"], before["w"])
+
+
+def test_a_weight_that_is_an_output_stays(build, weight):
+    model = build([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 3)}, outputs=("y", "w"))
+    before, after, result = correct(model)
+    assert not result.modified
+    assert np.array_equal(after["w"], before["w"])
+
+
+def test_dequantised_weights_stay(named_case, build, weight):
+    quantised = [
+        helper.make_node("QuantizeLinear", ["w", "s"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    _, _, result = correct(build(quantised, {"w": weight(4, 4), "s": np.float32(0.1)}))
+    assert not result.modified
+    before, after, result = correct(named_case("matmul-dequantized"))
+    assert not result.modified
+    assert "made of integers" in result.notes[1]
+    assert all(np.array_equal(after[key], before[key]) for key in before)
+
+
+def test_a_device_without_a_constant_factor_is_refused(named_case):
+    @dataclass(frozen=True)
+    class Squashing(LogNormal):
+        def mean(self, weight):
+            return np.tanh(np.asarray(weight, np.float64))
+
+    document = Document.from_proto(named_case("matmul"))
+    with pytest.raises(PassPreconditionError, match="no constant mean factor on weight 'w'"):
+        CorrectMeanGain(device=Squashing())(document)
+
+
+def test_reads_and_prints_as_text():
+    text = "correct-mean-gain{sigma=0.3}"
+    pipeline = Pipeline.parse(text)
+    assert str(pipeline) == text
+    assert pipeline.passes[0] == CorrectMeanGain(device=LogNormal(sigma=0.3))
