@@ -37,6 +37,8 @@ class StoredValues(LazyValues):  # type: ignore[misc] # graphsurgeon has no type
         self.folder = folder
         self.shape = tuple(tensor.dims)
         self.dtype = element_type(dense)
+        if min(self.shape, default=0) < 0:
+            raise ModelError(f"tensor {dense.name!r} has a negative dimension: {list(self.shape)}")
 
     def load(self) -> np.ndarray:
         """Read the values.

@@ -15,6 +15,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from cnpass import work
 from cnpass.constants import element_type
 from cnpass.document import Document
+from cnpass.errors import ModelError
 from cnpass.nodes import label, node_metadata, source_proto, subgraphs
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
@@ -194,7 +195,7 @@ class _Planner:
             "node": node,
             "constants": self.constants(node),
         }
-        if node.domain == ops.DOMAIN:
+        if node.domain == ops.DOMAIN and node.op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
             return facts | self.mapped(node)
         facts["macs"] = work.macs(node, self.shapes)
         role = metadata.get(ops.META_ROLE)
@@ -207,8 +208,6 @@ class _Planner:
         rule = _RULES.get(node.op)
         if rule is None:
             return facts | {"reason": self.other(node)}
-        if len(node.inputs) < 2 or not node.outputs:
-            return facts | {"reason": f"{node.op} lacks inputs or outputs; the model is not valid"}
         found = rule(self, node)
         if isinstance(found, str):
             return facts | {"reason": found}
@@ -229,11 +228,17 @@ class _Planner:
 
     def mapped(self, node: gs.Node) -> dict[str, Any]:
         """The fields of a node that is analog already."""
-        weight = self.resolve(node.inputs[1]) if len(node.inputs) > 1 else None
+        weight = self.resolve(node.inputs[1])
         if weight is None:
             reason = "analog; its weight is programmed by another node"
             return {"domain": "analog", "reason": reason, "macs": None}
         perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(len(weight.shape))))
+        rank = 2 if node.op == ops.ANALOG_MATMUL else max(3, len(weight.shape))
+        if sorted(perm) != list(range(rank)) or len(weight.shape) != rank:
+            raise ModelError(
+                f"node {label(node)!r}: weight of shape {list(weight.shape)} with {ops.WEIGHT_PERM}"
+                f" {list(perm)} fits no {node.op}"
+            )
         shape = [weight.shape[axis] for axis in perm]
         product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
         stream = {"stream": node.attrs.get("stream")}

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto, helper
 
 from cnpass.constants import StoredConstant, constant_proto
+from cnpass.operators import check
 from cnpass.runtime.ops import META_NAME
 
 _FIELDS = {
@@ -104,7 +105,11 @@ def tied_node(
         outputs: likewise.
         folder: where external data of its attributes are looked for.
         unique: whether no other node has that name.
+
+    Raises:
+        ModelError: it is no valid node; see `operators.check`.
     """
+    check(proto, {a.name: _kind(a) for a in proto.attribute if not a.ref_attr_name})
     attributes = {a.name: _value(a, folder) for a in proto.attribute if _editable(a)}
     node = gs.Node(proto.op_type, proto.name, attributes, list(inputs), list(outputs), proto.domain)
     node.metadata = mapping(proto.metadata_props)

@@ -22,6 +22,8 @@ from cnpass.nodes import node_proto
 Kind = Literal["initializer", "constant", "converted"]
 
 _STANDARD = ("", "ai.onnx", None)
+_DEEPEST = 64
+"""Nodes that are followed one after the other, or inside each other; more are a cycle, or no weight."""
 _CONSTANT_FIELDS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -87,14 +89,15 @@ def constant_array(tensor: gs.Tensor) -> np.ndarray | None:
     Raises:
         ModelError: external data are missing.
     """
+    node = _producer(tensor)
+    for _ in range(_DEEPEST):
+        if node is None or node.op != "Identity":
+            break
+        tensor = node.inputs[0]
+        node = _producer(tensor)
     if isinstance(tensor, gs.Constant):
         return constant_values(tensor)
-    node = _producer(tensor)
-    if node is None:
-        return None
-    if node.op == "Identity" and node.inputs:
-        return constant_array(node.inputs[0])
-    if node.op != "Constant":
+    if node is None or node.op != "Constant":
         return None
     for name, dtype in _CONSTANT_FIELDS.items():
         if name in node.attrs:
@@ -151,8 +154,10 @@ def _producer(tensor: gs.Tensor) -> gs.Node | None:
     return node if node.domain in _STANDARD and node.outputs[0] is tensor else None
 
 
-def _trace(tensor: gs.Tensor) -> _Trace | None:
+def _trace(tensor: gs.Tensor, depth: int = 0) -> _Trace | None:
     """Walk back to the root; then follow shape and type from there."""
+    if depth > _DEEPEST:
+        return None
     path: list[gs.Node] = []
     seen: set[int] = set()
     while (node := _producer(tensor)) is not None and node.op in _FOLLOW and node.inputs:
@@ -165,7 +170,7 @@ def _trace(tensor: gs.Tensor) -> _Trace | None:
     for node in path:
         if trace is None:
             return None
-        trace = _FOLLOW[node.op](trace, node)
+        trace = _FOLLOW[node.op](trace, node, depth + 1)
     return trace
 
 
@@ -182,10 +187,10 @@ def _root(tensor: gs.Tensor) -> _Trace | None:
         return None
     value = node.attrs.get("value")
     if node.op == "ConstantOfShape":
-        dims = constant_array(node.inputs[0])
-        if dims is None:
+        dims = _dimensions(node.inputs[0])
+        if dims is None or min(dims, default=0) < 0:
             return None
-        shape = tuple(int(dim) for dim in dims)
+        shape = tuple(dims)
         dtype = value.dtype if isinstance(value, gs.Constant) else np.float32
     elif isinstance(value, gs.Constant):
         shape, dtype = tuple(value.shape), value.dtype
@@ -204,11 +209,11 @@ def _step(trace: _Trace, node: gs.Node, shape: tuple[int, ...], dtype: Any) -> _
     return _Trace(trace.root, trace.kind, trace.root_shape, (*trace.path, node), shape, dtype)
 
 
-def _identity(trace: _Trace, node: gs.Node) -> _Trace:
+def _identity(trace: _Trace, node: gs.Node, _depth: int) -> _Trace:
     return _step(trace, node, trace.shape, trace.dtype)
 
 
-def _transpose(trace: _Trace, node: gs.Node) -> _Trace | None:
+def _transpose(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
     perm = _perm(node, len(trace.shape))
     if sorted(perm) != list(range(len(trace.shape))):
         return None
@@ -219,14 +224,21 @@ def _perm(node: gs.Node, rank: int) -> tuple[int, ...]:
     return tuple(int(axis) for axis in node.attrs.get("perm", range(rank - 1, -1, -1)))
 
 
-def _reshape(trace: _Trace, node: gs.Node) -> _Trace | None:
-    dims = node.attrs.get("shape")  # opset 1 to 4
-    if len(node.inputs) > 1:
-        dims = constant_array(node.inputs[1])
+def _reshape(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
+    # Opsets 1 to 4 have an attribute.
+    dims = _dimensions(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("shape")
     if dims is None:
         return None
-    shape = _reshaped(trace.shape, [int(dim) for dim in dims], keep_zero=bool(node.attrs.get("allowzero", 0)))
+    shape = _reshaped(trace.shape, dims, keep_zero=bool(node.attrs.get("allowzero", 0)))
     return None if shape is None else _step(trace, node, shape, trace.dtype)
+
+
+def _dimensions(tensor: gs.Tensor) -> list[int] | None:
+    """A constant shape; None if it is computed, or is none."""
+    array = constant_array(tensor)
+    if array is None or array.ndim != 1 or array.dtype.kind != "i":
+        return None
+    return [int(dim) for dim in array]
 
 
 def _reshaped(shape: Sequence[int], dims: Sequence[int], *, keep_zero: bool) -> tuple[int, ...] | None:
@@ -245,7 +257,7 @@ def _reshaped(shape: Sequence[int], dims: Sequence[int], *, keep_zero: bool) -> 
     return tuple(wanted) if prod(wanted) == prod(shape) and min(wanted, default=1) >= 0 else None
 
 
-def _cast(trace: _Trace, node: gs.Node) -> _Trace | None:
+def _cast(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
     kind = node.attrs.get("to", TensorProto.UNDEFINED)
     try:  # the attribute is a name up to opset 5
         number = TensorProto.DataType.Value(kind) if isinstance(kind, str) else kind
@@ -255,21 +267,21 @@ def _cast(trace: _Trace, node: gs.Node) -> _Trace | None:
     return _step(trace, node, trace.shape, dtype)
 
 
-def _quantize(trace: _Trace, node: gs.Node) -> _Trace | None:
-    if not all(_trace(tensor) for tensor in node.inputs[1:] if tensor.name):
+def _quantize(trace: _Trace, node: gs.Node, depth: int) -> _Trace | None:
+    if not all(_trace(tensor, depth) for tensor in node.inputs[1:] if tensor.name):
         return None
-    zero = _trace(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    zero = _trace(node.inputs[2], depth) if len(node.inputs) > 2 and node.inputs[2].name else None
     return _step(trace, node, trace.shape, zero.dtype if zero else np.dtype(np.uint8))
 
 
-def _dequantize(trace: _Trace, node: gs.Node) -> _Trace | None:
-    scale = _trace(node.inputs[1]) if len(node.inputs) > 1 else None
-    if scale is None or not all(_trace(tensor) for tensor in node.inputs[2:] if tensor.name):
+def _dequantize(trace: _Trace, node: gs.Node, depth: int) -> _Trace | None:
+    scale = _trace(node.inputs[1], depth) if len(node.inputs) > 1 else None
+    if scale is None or not all(_trace(tensor, depth) for tensor in node.inputs[2:] if tensor.name):
         return None
     return _step(trace, node, trace.shape, scale.dtype)
 
 
-_FOLLOW: dict[str, Callable[[_Trace, gs.Node], _Trace | None]] = {
+_FOLLOW: dict[str, Callable[[_Trace, gs.Node, int], _Trace | None]] = {
     "Identity": _identity,
     "Transpose": _transpose,
     "Reshape": _reshape,

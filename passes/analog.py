@@ -28,6 +28,11 @@ def analog_nodes(document: Document) -> Iterator[gs.Node]:
     )
 
 
+def chip(node: gs.Node) -> gs.Tensor:
+    """The tensor that selects the chip of an analog node."""
+    return node.inputs[3 if node.op == ops.ANALOG_CONV else 2]
+
+
 def mark(node: gs.Node, step: str, label: str, op_type: str, role: str) -> gs.Node:
     """Write into a node's metadata which pass made it, of what, and what it is; returns the node."""
     node_metadata(node).update(

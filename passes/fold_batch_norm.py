@@ -110,6 +110,8 @@ class _Folder:
         found = [number.values(self.document.opset).astype(np.float64) for number in numbers if number]
         if len(found) != 4:
             return "its parameters are not constant"
+        if found[0].ndim != 1 or any(number.shape != found[0].shape for number in found):
+            return "its parameters are not one per channel"
         scale, shift, mean, variance = found
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = scale / np.sqrt(variance + float(norm.attrs.get("epsilon", 1e-5)))
@@ -152,8 +154,8 @@ class _Folder:
         if match.bias is None:
             return match.shift
         found = resolve(match.bias)
-        if found is None:
-            return f"the bias of {label(match.linear)!r} is not a constant"
+        if found is None or found.dtype != match.weight.dtype:
+            return f"the bias of {label(match.linear)!r} is not a constant of the weight's type"
         values = found.values(self.document.opset).astype(np.float64)
         channels = match.scale.size
         if values.size not in (1, channels) or (values.ndim and values.shape[-1] != values.size):

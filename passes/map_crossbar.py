@@ -90,9 +90,8 @@ class MapCrossbar(DevicePass):
 
     def ensures(self, document: Document) -> None:
         """Every analog node names its device and reads the chip."""
-        chip = document.metadata.get(ops.META_CHIP_INPUT)
         for node in analog.analog_nodes(document):
-            if not node.attrs.get("device") or chip not in [tensor.name for tensor in node.inputs]:
+            if not node.attrs.get("device") or not analog.chip(node).name:
                 raise PassPostconditionError(self.name, f"node {label(node)!r} has no device or no chip")
 
     def device_attributes(self) -> dict[str, Any]:
@@ -252,13 +251,12 @@ def _swapped(rank: int) -> list[int]:
 
 
 def _chip(document: Document) -> gs.Tensor:
-    """The chip input; made if the model has none.
+    """The tensor that selects the chip; made if the model has none.
 
     An initializer of value 0 that callers may override; in IR versions that know no such thing, an input.
     """
-    name = document.metadata.get(ops.META_CHIP_INPUT)
-    if name is not None:
-        return document.tensors()[name]
+    for node in analog.analog_nodes(document):
+        return analog.chip(node)
     name = document.metadata[ops.META_CHIP_INPUT] = document.fresh(ops.CHIP_INPUT)
     if document.proto.ir_version >= analog.OVERRIDABLE_IR:
         document.overridable.append(name)

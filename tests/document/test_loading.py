@@ -8,7 +8,9 @@ import pytest
 from onnx import helper
 
 from cnpass.document import Document
-from cnpass.errors import ModelError
+from cnpass.errors import CnpassError, ModelError
+from cnpass.mapping import plan
+from cnpass.passes import Pipeline
 
 RANDOM = np.random.default_rng(3)
 
@@ -84,3 +86,79 @@ def test_names_defined_twice(build):
     model.graph.initializer.append(model.graph.initializer[0])
     with pytest.raises(ModelError, match="two initializers are named 'w'"):
         Document.from_proto(model)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (helper.make_node("Conv", ["x"], ["y"]), "Conv needs 2 input"),
+        (helper.make_node("Conv", ["x", ""], ["y"]), "Conv needs 2 input"),
+        (helper.make_node("MatMul", ["x", "w"], []), "MatMul needs 2 input"),
+        (helper.make_node("Conv", ["x", "w"], ["y"], group=[1]), "attribute 'group' of Conv must be INT"),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], alpha="a"), "attribute 'alpha' of Gemm must be FLOAT"),
+        (helper.make_node("Cast", ["x"], ["y"], to=1.5), "'to' of Cast must be INT or STRING"),
+        (helper.make_node("AnalogConv", ["x", "w", ""], ["y"], domain="ai.cnpass"), "AnalogConv needs 4"),
+    ],
+)
+def test_nodes_that_break_their_definition(build, node, message):
+    with pytest.raises(ModelError, match=message):
+        Document.from_proto(build([node], {"w": np.ones((4, 2), np.float32)}))
+
+
+def test_other_operators_are_not_judged(build):
+    node = helper.make_node("Conv", ["x"], ["y"], domain="third.party", group=[1])
+    assert Document.from_proto(build([node])).graph.nodes[0].attrs["group"] == [1]
+
+
+def test_random_damage_is_refused_or_survived(build):
+    """Structure-aware damage to a model: whatever is not refused on reading can be planned and written."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], group=1),
+        helper.make_node("Reshape", ["h", "s"], ["r"]),
+        helper.make_node("Transpose", ["v"], ["t"], perm=[1, 0]),
+        helper.make_node("Gemm", ["r", "t", "c"], ["g"], alpha=2.0),
+        helper.make_node("BatchNormalization", ["g", "c", "c", "c", "c"], ["y"], name="n"),
+    ]
+    shapes = {"w": (4, 1, 2, 2), "b": (4,), "v": (3, 36), "c": (3,)}
+    weights = {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | {"s": np.int64([1, -1])}
+    model = build(nodes, weights, inputs={"x": [1, 1, 4, 4]})
+    errors = [damaged(model, np.random.default_rng(seed)) for seed in range(300)]
+    refused = [error for error in errors if error is not None]
+    assert 0 < len(refused) < len(errors)
+    assert {error.exit_code for error in refused} == {ModelError.exit_code}
+    assert not any("\n" in str(error) for error in refused)
+
+
+def damaged(model: onnx.ModelProto, rng: np.random.Generator) -> CnpassError | None:
+    """Break one thing, then plan, map and write; gives the error, if there is one."""
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    graph = broken.graph
+    node = graph.node[rng.integers(len(graph.node))]
+    tensor = graph.initializer[rng.integers(len(graph.initializer))]
+    names = [name for other in graph.node for name in (*other.input, *other.output)]
+    match rng.integers(7):
+        case 0:
+            del node.input[rng.integers(len(node.input)) :]
+        case 1:
+            node.input[rng.integers(len(node.input))] = names[rng.integers(len(names))]
+        case 2:
+            kinds = ("Conv", "MatMul", "Cast", "DequantizeLinear", "Einsum", "LSTM", "AnalogConv")
+            node.op_type = kinds[rng.integers(len(kinds))]
+        case 3:
+            tensor.dims[0] = rng.choice([-1, 0, 1, 1 << 40])
+        case 4:
+            tensor.data_type = rng.choice([0, 2, 7, 10, 16, 22, 99])
+        case 5:
+            for attribute in node.attribute:
+                attribute.type = rng.choice([1, 2, 3, 7])
+        case _:
+            node.domain = "ai.cnpass"
+    try:
+        document = Document.from_proto(broken)
+        plan(document)
+        Pipeline.parse("fold-batch-norm,map-crossbar").run(document)
+        document.to_proto()
+    except CnpassError as error:
+        return error
+    return None
