@@ -7,7 +7,6 @@ from cnpass.cli.evaluate import METRICS, UNITS, device, figure_columns, figures,
 from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.errors import GateError
-from cnpass.files import check_output
 from cnpass.recipe import OptimizeRecipe
 from cnpass.records import OptimizeRecord
 from cnpass.runfolder import default_run
@@ -31,7 +30,6 @@ def run(
 
         print_plan(Document.load(model), console, {"recipe": recipe.identity(), "output": str(output)})
         return
-    check_output(output, force=force)
     from cnpass.optimization import optimize
 
     record = optimize(

@@ -1,5 +1,5 @@
 """The main job: retrain, place, compensate and prove, as stages that can be recomputed or read back."""
 
-from cnpass.optimization.optimize import optimize
+from cnpass.optimization.run import optimize
 
 __all__ = ["optimize"]

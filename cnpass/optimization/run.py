@@ -34,6 +34,7 @@ from cnpass.records import BeforeAfter, Metric, OptimizeRecord, Placement, Point
 from cnpass.runfolder import RunFolder
 from cnpass.runtime.devices import DeviceModel, make_device
 
+_VERB = "optimize"
 _RECORD = "record.json"
 _EPOCHS = "epochs.json"
 
@@ -83,6 +84,8 @@ def optimize(
     progress = progress or Progress()
     document = _unmapped(_document(model))
     target = _output(document, output)
+    if not (run and (Path(run) / _VERB / _RECORD).exists()):
+        _check_outputs(target, force=force)
     device = _device(chosen)
     if not plan(document).analog:
         raise ModelError(f"no node of the model can run on a crossbar: {plan(document).why_none()}")
@@ -93,14 +96,13 @@ def optimize(
     identity = {"model": document.sha256, "data": dataset.sha256, "recipe": chosen.identity()}
     with (
         nullcontext(run) if run else tempfile.TemporaryDirectory(prefix="cnpass-") as root,
-        RunFolder(Path(root), "optimize", identity, restart=restart) as folder,
+        RunFolder(Path(root), _VERB, identity, restart=restart) as folder,
     ):
         finished = _finished(folder.path / _RECORD, target)
         if finished is not None:
             progress.note(f"finished before; {target} is as it was written")
             return finished
-        for path in (target, _record_path(target)):
-            check_output(path, force=force)
+        _check_outputs(target, force=force)
         job = _Run(document, dataset, device, recipe=chosen, folder=folder, progress=progress)
         record = job.record(target, started=start, force=force)
         text = record.to_json() + "\n"
@@ -256,6 +258,11 @@ def _output(document: Document, output: str | Path | None) -> Path:
     if document.path is None:
         raise UsageError("a model that is not a file needs an output path")
     return document.path.with_name(f"{document.path.stem.removesuffix('.cnpass')}.cnpass.onnx")
+
+
+def _check_outputs(output: Path, *, force: bool) -> None:
+    for path in (output, _record_path(output)):
+        check_output(path, force=force)
 
 
 def _record_path(output: Path) -> Path:

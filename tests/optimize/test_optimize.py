@@ -1,0 +1,161 @@
+"""The main job: what it brings, what it writes, what it must not look at, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import cnpass
+from cnpass.errors import DataError, ModelError, UsageError
+from cnpass.optimization import stages
+from cnpass.records import SCHEMAS, OptimizeRecord
+from cnpass.training.retrain import TrainResult
+
+OPTIONS: dict[str, Any] = {"sigma": 1.2, "chips": 12, "epochs": 8, "trials": 2, "max_overhead": 0.5}
+
+
+def _optimize(model: Path, output: Path | None = None, **options: Any) -> OptimizeRecord:
+    return cnpass.optimize(model, output=output, **(OPTIONS | options))
+
+
+def _weights(path: Path) -> dict[str, bytes]:
+    graph = onnx.load(path).graph
+    return {i.name: numpy_helper.to_array(i).tobytes() for i in graph.initializer}
+
+
+def _rewrite(model: Path, **changes: np.ndarray) -> None:
+    data = model.with_suffix(".npz")
+    with np.load(data) as arrays:
+        kept = dict(arrays)
+    np.savez(data, **(kept | changes))
+
+
+def test_accuracy_under_variation_comes_back(model: Path) -> None:
+    record = _optimize(model, epochs=32)
+    assert record.clean > 0.75
+    assert record.after.mean > record.before.mean + 0.02
+    assert record.retention.after == pytest.approx(record.after.mean / record.clean)
+    assert record.ladder[0].step == "no correction"
+    assert record.ladder[1].kept
+    assert (record.n.train, record.n.val, record.n.test) == (160, 60, 80)
+    output = model.with_name("quadrants.cnpass.onnx")
+    assert record.output == str(output)
+    beside = json.loads(output.with_suffix(".json").read_text())
+    jsonschema.validate(beside, json.loads((SCHEMAS / "optimize.json").read_text()))
+    assert OptimizeRecord.model_validate(beside) == record
+    again = cnpass.evaluate(output, chips=12, data=str(model.with_suffix(".npz")))
+    assert again.points[0].mean == record.after.mean
+    assert again.clean == record.after_clean
+
+
+def test_neither_test_samples_nor_their_chips_reach_training(model: Path, tmp_path: Path) -> None:
+    _optimize(model, tmp_path / "a.onnx")
+    rng = np.random.default_rng(3)
+    _rewrite(model, x_test=rng.normal(size=(50, 1, 8, 8)).astype(np.float32), y_test=rng.integers(0, 4, 50))
+    _optimize(model, tmp_path / "b.onnx", chips=17)
+    assert _weights(tmp_path / "a.onnx") == _weights(tmp_path / "b.onnx")
+
+
+def test_a_killed_run_ends_as_one_that_was_not(
+    model: Path, tmp_path: Path, countdown, killed, monkeypatch
+) -> None:
+    monkeypatch.setattr("cnpass.training.retrain._SAVE_EVERY", 0.0)
+    steps = countdown()
+    whole = _optimize(model, tmp_path / "whole.onnx", progress=steps)
+    run, output = tmp_path / "run", tmp_path / "killed.onnx"
+    for limit in (5, 16, 21):  # in the figures before, in retraining, in the search
+        with pytest.raises(killed):
+            _optimize(model, output, run=run, progress=countdown(limit))
+        assert not output.exists()
+    resumed = _optimize(model, output, run=run, progress=countdown())
+    assert _weights(output) == _weights(tmp_path / "whole.onnx")
+    same = {"output", "seconds"}
+    assert resumed.model_dump(exclude=same) == whole.model_dump(exclude=same)
+
+
+def test_a_finished_run_asked_again_gives_its_record(model: Path, tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    record = _optimize(model, run=run)
+    monkeypatch.setattr(stages, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert _optimize(model, run=run) == record
+    with pytest.raises(UsageError, match="another recipe"):
+        _optimize(model, run=run, sigma=0.3)
+
+
+def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
+    def ruin(forward: Any, problem: Any, *_: Any, **__: Any) -> TrainResult:
+        del problem
+        weights = {key: 0 * weight.detach() for key, weight in forward.module.weights.items()}
+        return TrainResult(weights, 1.0, 0.0, 1)
+
+    monkeypatch.setattr(stages, "train", ruin)
+    record = _optimize(model)
+    assert [rung.kept for rung in record.ladder] == [True, False, False]
+    assert record.after == record.before
+    assert record.after_clean == record.clean
+    assert not record.placement
+    assert record.overhead.params == 0
+    source, written = _weights(model), _weights(model.with_name("quadrants.cnpass.onnx"))
+    assert {name: written[name] for name in source} == source
+
+
+def test_without_training_the_model_is_only_mapped(model: Path) -> None:
+    record = _optimize(model, retrain=False, compensation=False)
+    assert record.after == record.before
+    assert not record.ladder
+
+
+def test_a_fixed_batch_of_one_trains_like_a_free_one(fixed_model: Path, model: Path) -> None:
+    fixed = _optimize(fixed_model, compensation=False)
+    free = _optimize(model, compensation=False)
+    assert fixed.after.mean == pytest.approx(free.after.mean, abs=1e-6)
+    shape = onnx.load(fixed_model.with_name("fixed.cnpass.onnx")).graph.input[0].type.tensor_type.shape
+    assert shape.dim[0].dim_value == 1
+
+
+def test_without_labels_the_clean_model_is_followed(model: Path) -> None:
+    data = model.with_suffix(".npz")
+    with np.load(data) as arrays:
+        unlabelled = {name: arrays[name] for name in arrays if name.startswith("x")}
+    np.savez(data, **unlabelled)
+    record = _optimize(model, compensation=False)
+    assert (record.metric, record.clean) == ("agreement", 1.0)
+    assert record.after.mean > record.before.mean
+
+
+def test_the_bound_on_overhead_holds(model: Path) -> None:
+    record = _optimize(model, max_overhead=0.0, retrain=False)
+    assert not record.placement
+    assert "no compensation fits the overhead allowed" in record.notes
+
+
+def test_refusals_come_before_any_work(model: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cnpass.optimization.run.MonteCarlo", lambda *_, **__: pytest.fail("worked"))
+    output = model.with_name("quadrants.cnpass.onnx")
+    output.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists already"):
+        _optimize(model)
+    assert output.read_bytes() == b"mine"
+    output.unlink()
+    with pytest.raises(UsageError, match="device"):
+        _optimize(model, device="unknown")
+    data = model.with_suffix(".npz")
+    with np.load(data) as arrays:
+        tested = {name: arrays[name] for name in ("x_test", "y_test")}
+    np.savez(data, **tested)
+    with pytest.raises(DataError, match="no training samples"):
+        _optimize(model)
+    plain = model.with_name("plain.onnx")
+    proto = onnx.load(model)
+    del proto.graph.node[:]
+    proto.graph.node.append(onnx.helper.make_node("Softmax", ["x"], ["y"]))
+    plain.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="no node of the model can run on a crossbar"):
+        _optimize(plain, data=str(data))
