@@ -272,9 +272,9 @@ class Document:
         written: dict[str, gs.Tensor] = {}
         nodes = ((t, f"node {label(node)!r}") for node in self.graph.nodes for t in node.outputs)
         inputs = ((t, "the graph's inputs") for t in self.graph.inputs)
-        constants = ((t, "the initializers") for t in constants)
+        stored = ((t, "the initializers") for t in constants)
         writers: dict[str, str] = {}
-        for tensor, writer in (*inputs, *constants, *nodes):
+        for tensor, writer in (*inputs, *stored, *nodes):
             if not tensor.name:
                 continue
             if tensor.name in written:
