@@ -23,7 +23,7 @@ class CorrectMeanGain(DevicePass):
 
     Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
     The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
-    however many analog nodes share it; one that something digital reads too, or that a node makes of integers,
+    however many analog nodes share it; what something digital reads too, or a node makes of integers,
     is left alone, and a note says so.
     """
 

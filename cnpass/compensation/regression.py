@@ -1,4 +1,4 @@
-"""Least squares from second moments: ridge regression of limited rank, and one factor per channel."""
+"""Least squares from second moments: ridge regression of limited rank, and calibration per channel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 Float64 = npt.NDArray[np.float64]
+
+LARGEST_FACTOR = 4.0
+"""Channels that hardly respond to their own clean value are not amplified further."""
 
 
 class Moments:
@@ -120,18 +123,23 @@ def reduced_rank(moments: Moments, rank: int, ridge: float) -> LowRank:
     return LowRank(generator, right[:rank].T)
 
 
-def factors(moments: Moments, ridge: float) -> Float64:
-    """Fit each t by a factor on the z of the same place, with a free offset.
+def calibration(moments: Moments, ridge: float) -> Float64:
+    """Find a factor per channel that undoes what happened to it: y = a c + b + error, so c is (y - b) / a.
+
+    That is classical calibration: a is fitted by least squares, y on c. To fit c on y has less squared error,
+    but shrinks every signal by the share of noise in it, layer after layer, which networks bear worse.
 
     Args:
-        moments: of z and t, of which there are equally many.
-        ridge: positive; the penalty is ``moments.penalty(ridge)`` times the squared factor.
+        moments: of y and of c - y, both over the same channels.
+        ridge: positive; the penalty is ``moments.penalty(ridge)`` times the square of a - 1.
 
     Returns:
-        [outputs]; the offset of each is ``t_mean - factor * z_mean``.
+        1 / a, [channels], at most `LARGEST_FACTOR`.
     """
     penalty = moments.penalty(ridge)
     if penalty == 0:
-        return np.zeros(len(moments.zz))
-    found: Float64 = np.diag(moments.zt) / (np.diag(moments.zz) + penalty)
+        return np.ones(len(moments.zz))
+    yy, yt, tt = (np.diag(matrix) for matrix in (moments.zz, moments.zt, moments.tt))
+    response = (yy + yt + penalty) / (yy + 2 * yt + tt + penalty)
+    found: Float64 = 1 / np.maximum(response, 1 / LARGEST_FACTOR)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cnpass.compensation.regression import Moments, factors, reduced_rank
+from cnpass.compensation.regression import LARGEST_FACTOR, Moments, calibration, reduced_rank
 
 RIDGE = 0.05
 
@@ -120,7 +120,7 @@ def test_inputs_that_never_vary_explain_nothing():
     z, t = np.ones((50, 3)), np.arange(100.0).reshape(50, 2)
     found = gathered(z, t, cuts=(20,))
     assert not reduced_rank(found, 2, RIDGE).coefficients.any()
-    assert not factors(gathered(z[:, :2], t, cuts=(20,)), RIDGE).any()
+    assert (calibration(gathered(z[:, :2], t, cuts=(20,)), RIDGE) == 1).all()
 
 
 def test_a_dead_channel_gets_no_coefficient(data):
@@ -131,11 +131,22 @@ def test_a_dead_channel_gets_no_coefficient(data):
     np.testing.assert_allclose(found[2], 0, atol=1e-12)
 
 
-def test_factors_are_those_of_each_channel_alone(data):
-    y, t = data[0][:, :4], data[1]
-    found = factors(gathered(y, t), 1e-9)
-    expected = [np.polyfit(y[:, i], t[:, i], 1)[0] for i in range(4)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    shrunk = factors(gathered(y, t), 1.0)
-    squares = np.sum((y - y.mean(axis=0)) ** 2, axis=0)
-    np.testing.assert_allclose(shrunk, expected * squares / (squares + squares.mean()), rtol=1e-6)
+def test_calibration_undoes_the_response_of_each_channel(data):
+    """The response is y fitted on the clean c; moments hold y and c - y."""
+    y, c = data[0][:, :4], data[1]
+    expected = [np.polyfit(c[:, i], y[:, i], 1)[0] for i in range(4)]
+    assert min(expected) < 0 < 1 / LARGEST_FACTOR < max(expected)
+    found = calibration(gathered(y, c - y), 1e-9)
+    np.testing.assert_allclose(found, 1 / np.maximum(expected, 1 / LARGEST_FACTOR), rtol=1e-5)
+
+
+def test_calibration_is_not_shrunk_by_noise():
+    random = np.random.default_rng(4)
+    c = random.standard_normal((200_000, 2))
+    y = c * [2.0, 0.5] + random.standard_normal(c.shape) + 3
+    np.testing.assert_allclose(calibration(gathered(y, c - y), 1e-9), [0.5, 2.0], rtol=0.02)
+
+
+def test_a_large_penalty_leaves_channels_as_they_are(data):
+    y, c = data[0][:, :4], data[1]
+    np.testing.assert_allclose(calibration(gathered(y, c - y), 1e9), 1, atol=1e-6)

@@ -1,0 +1,95 @@
+"""Activations inside a model, on the clean model and on simulated chips, from ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.evaluation import feeding
+from cnpass.nodes import captured
+from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.library import has_library
+from cnpass.runtime.ops import IDEAL_CHIP
+from cnpass.training.schedule import seed_of
+
+Rows = npt.NDArray[np.generic]
+
+_POSITIONS = 64
+"""Positions per sample that are looked at, on average; neighbours in a map say much the same."""
+
+
+def mapped(document: Document, device: DeviceModel, seed: int) -> Document:
+    """Return a copy of a document that runs on simulated chips."""
+    twin = document.copy()
+    MapCrossbar(device=device, seed=seed, portable="auto" if has_library() else "always")(twin)
+    return twin
+
+
+class Tap:
+    """One tensor of a model as observations: rows over its axis of channels or features.
+
+    Of a tensor with many positions per sample some are picked at random. The pick depends on seed, size and
+    place in the samples only, so that taps of one tensor in two models, or on two chips, give matching rows.
+
+    Args:
+        document: the model; not changed. Only what the tensor depends on runs.
+        tensor: name of the tensor.
+        axis: its axis of channels or features.
+        probes: some samples by input name, on which it is found out how they can be fed.
+        seed: seed of the pick.
+        folder: where the model is saved for its session.
+
+    Raises:
+        ModelError: the model has no such tensor, or ONNX Runtime refuses it.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        tensor: str,
+        axis: int,
+        probes: Mapping[str, Rows],
+        *,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        self._axis, self._seed = axis, seed
+        arranged, self._feed, _ = feeding.arrange(_cut(document, tensor), probes, folder)
+        self._session = feeding.open_session(arranged, folder, "tap")
+
+    def rows(self, inputs: Mapping[str, Rows], chip: int = IDEAL_CHIP) -> Iterator[Rows]:
+        """Return rows [n, channels or features] of some samples, one array per run of the model."""
+        outputs = feeding.first_outputs(self._session, inputs, self._feed, chip)
+        for number, output in enumerate(outputs):
+            rows = np.moveaxis(output, self._axis, -1).reshape(-1, output.shape[self._axis])
+            yield rows[self._pick(len(rows), _POSITIONS * len(output), number)]
+
+    def _pick(self, rows: int, wanted: int, run: int) -> slice | npt.NDArray[np.int64]:
+        if rows <= wanted:
+            return slice(None)
+        random = np.random.default_rng(seed_of(self._seed, "positions", run))
+        return np.sort(random.choice(rows, wanted, replace=False))
+
+
+def _cut(document: Document, tensor: str) -> Document:
+    """Return a copy with one tensor as its only output, and no node that it does not need."""
+    twin = document.copy()
+    tensors = twin.tensors()
+    if tensor not in tensors:
+        raise ModelError(f"{document.path or 'the model'} has no tensor {tensor!r}")
+    needed, waiting = set(), [tensors[tensor]]
+    while waiting:
+        for node in waiting.pop().inputs:
+            if id(node) not in needed:
+                needed.add(id(node))
+                waiting.extend(node.inputs)
+                waiting.extend(tensors[name] for name in captured(node) if name in tensors)
+    twin.graph.nodes[:] = [node for node in twin.graph.nodes if id(node) in needed]
+    twin.graph.outputs[:] = [tensors[tensor]]
+    return twin
