@@ -109,7 +109,9 @@ def regression(z, t, ridge, rank):
 
 @pytest.mark.parametrize(("ratio", "rank"), [(1.0, 5), (0.4, 2)])
 def test_writes_the_regression_of_what_chips_do(network, weights, split, ratio, rank):
-    document = fit(network(), [Choice("conv", ratio=ratio)], split, DEVICE, chips=3, ridge=0.01).document
+    document = fit(
+        network(), [Choice("conv", ratio=ratio)], split, DEVICE, chips=3, samples=64, ridge=0.01
+    ).document
     z, t = observed(weights, split, range(FIT_CHIPS_START, FIT_CHIPS_START + 3))
     expected, offset = regression(z, t, 0.01, rank)
     held = constants(document)
@@ -121,7 +123,9 @@ def test_writes_the_regression_of_what_chips_do(network, weights, split, ratio, 
 
 
 def test_tells_how_much_of_the_error_is_left(network, weights, split):
-    (found,) = fit(network(), [Choice("conv", ratio=0.4)], split, DEVICE, chips=3, ridge=0.01).nodes
+    (found,) = fit(
+        network(), [Choice("conv", ratio=0.4)], split, DEVICE, chips=3, samples=64, ridge=0.01
+    ).nodes
     z, t = observed(weights, split, range(FIT_CHIPS_START, FIT_CHIPS_START + 3))
     clean = t + z[:, 3:]
     variance = np.sum((clean - clean.mean(axis=0)) ** 2)
@@ -132,7 +136,9 @@ def test_tells_how_much_of_the_error_is_left(network, weights, split):
 
 
 def test_the_gain_kind_gets_a_factor_and_an_offset_per_channel(network, weights, split):
-    document = fit(network(), [Choice("conv", "gain")], split, DEVICE, chips=3, ridge=1e-9).document
+    document = fit(
+        network(), [Choice("conv", "gain")], split, DEVICE, chips=3, samples=64, ridge=1e-9
+    ).document
     z, t = observed(weights, split, range(FIT_CHIPS_START, FIT_CHIPS_START + 3))
     y, clean = z[:, 3:], z[:, 3:] + t
     slopes = np.array([np.polyfit(clean[:, i], y[:, i], 1)[0] for i in range(5)])
@@ -159,7 +165,7 @@ def test_recovers_an_error_of_its_own_form_exactly_node_after_node(network, buil
     }
     target = Document.from_proto(build(NODES, other, inputs={"x": ["n", 3, 6, 6]}))
     choices = [Choice("gemm", kind), Choice("conv", kind)]
-    found = fit(network(), choices, split, EXACT, chips=1, ridge=1e-9, target=target)
+    found = fit(network(), choices, split, EXACT, chips=1, samples=64, ridge=1e-9, target=target)
     assert [node.node for node in found.nodes] == ["conv", "gemm"]
     assert all(node.before > 0.01 and node.after < 1e-6 for node in found.nodes)
     fresh = np.random.default_rng(3).standard_normal((20, 3, 6, 6)).astype(np.float32)
