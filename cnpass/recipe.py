@@ -170,7 +170,7 @@ class OptimizeRecipe(DataRecipe):
     budget: Duration | None = Field(
         default=None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
     )
-    trials: int = Field(default=8, ge=1, le=10_000, description="placements that the search tries")
+    trials: int = Field(default=40, ge=1, le=10_000, description="placements that the search tries")
     max_overhead: FiniteFloat = Field(
         default=0.05,
         ge=0,

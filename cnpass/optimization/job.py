@@ -33,21 +33,28 @@ CHECK_CHIPS = 10
 """Validation chips that a training looks at again and again."""
 CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
+SEARCH_SAMPLES = 600
+"""Validation samples that each trial of the placement search looks at, at most."""
+FEWEST_TRIALS = 3
+"""Placements to try even where time is short: none, the cheapest, and one more."""
 _CHUNK = 512
 _PROBE_STEPS = 4
-_SHARES = {"retrain": 0.6, "trials": 0.25, "compensation": 0.15}
+_SHARES = {"retrain": 0.6, "shared": 0.15, "trials": 0.1, "compensation": 0.15}
 """How a time budget is divided."""
-_FRACTIONS = {"trials": 1 / 16, "compensation": 1 / 4}
-"""Epochs of a search trial, and of the compensation that was chosen, as fractions of those of retraining."""
+_FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4}
+"""Epochs of the shared compensation, and of that which was chosen, as fractions of those of retraining."""
+_FORWARD = 1 / 3
+"""Time of a forward pass as a fraction of that of a training step with as many samples."""
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """How long each training is."""
+    """How long each training is, in epochs, and how many placements are tried between them."""
 
     retrain: int
-    trial: int
+    shared: int
     compensation: int
+    trials: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,13 @@ class Job:
             ]
         return torch.cat(parts)
 
+    @cached_property
+    def search_validator(self) -> Validator:
+        """The figure that the placement search compares by."""
+        validator = self.problem.validator
+        few = slice(SEARCH_SAMPLES)
+        return replace(validator, samples=validator.samples.take(few), expected=validator.expected[few])
+
     def options(self, epochs: int) -> TrainOptions:
         """How the analog weights are trained."""
         recipe = self.recipe
@@ -143,14 +157,18 @@ class Job:
         samples = len(self.train)
         if recipe.epochs is not None or recipe.budget is None:
             whole = recipe.epochs or epochs_for(samples, options.batch)
-            return Epochs(whole, *(max(1, round(whole * share)) for share in _FRACTIONS.values()))
-        step = self._seconds_per_step()
+            shared, compensation = (max(1, round(whole * share)) for share in _FRACTIONS.values())
+            return Epochs(whole, shared, compensation, recipe.trials)
+        step, budget = self._seconds_per_step(), recipe.budget
 
-        def within(part: str, times: int = 1) -> int:
-            seconds = recipe.budget * _SHARES[part] / times  # type: ignore[operator] # looked at above
+        def within(part: str) -> int:
+            seconds = budget * _SHARES[part]
             return epochs_for(samples, options.batch, seconds=seconds, seconds_per_step=step)
 
-        return Epochs(within("retrain"), within("trials", recipe.trials), within("compensation"))
+        passes = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS / options.batch
+        trials = int(budget * _SHARES["trials"] / (passes * _FORWARD * step))
+        trials = min(recipe.trials, max(FEWEST_TRIALS, trials))
+        return Epochs(within("retrain"), within("shared"), within("compensation"), trials)
 
     def _seconds_per_step(self) -> float:
         """Time a few steps on a copy, the first one not counted."""

@@ -202,14 +202,15 @@ class _Run:
     def _compensate(self, job: Job, ladder: Ladder, epochs: Epochs) -> None:
         # Compensation goes in before mapping, and behind the folded weights.
         base = job.source if ladder.document is self.document else ladder.document
-        choice = stages.place(job, base, epochs)
-        if choice is None:
-            self.notes.append("no compensation fits the overhead allowed")
+        placed = stages.place(job, base, epochs)
+        self.notes.extend(placed.notes)
+        if not placed.placement:
             return
-        document, result = stages.compensate(job, base, choice, epochs)
+        document, result = stages.compensate(job, placed.document, epochs)
         self.notes.extend(result.notes)
-        if ladder.climb(f"{choice.kind} compensation", document):
-            self.placement = [Placement(node=choice.node, kind=choice.kind, ratio=choice.ratio)]
+        kinds = " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
+        if ladder.climb(f"{kinds} compensation", document):
+            self.placement = [Placement(**asdict(choice)) for choice in placed.placement]
 
     def _job(self, metric: Metric) -> Job:
         source = self.document.copy()

@@ -6,15 +6,15 @@ result back.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from cnpass.compensation.overhead import overhead, weight_keys
-from cnpass.compensation.site import find_sites
+from cnpass.compensation.overhead import weight_keys
 from cnpass.document import Document
-from cnpass.mapping import plan
 from cnpass.optimization.job import Epochs, Job
-from cnpass.passes.insert_compensation import InsertCompensation
-from cnpass.placement.search import Choice, Space, search
+from cnpass.placement.candidates import find_candidates
+from cnpass.placement.search import search
+from cnpass.placement.sharing import Supernet, train_shared
+from cnpass.placement.space import KINDS, RATIOS, Placement
 from cnpass.training.retrain import TrainOptions, TrainResult, train
 from cnpass.training.schedule import seed_of
 from cnpass.training.writeback import write_back
@@ -36,63 +36,74 @@ def retrain(job: Job, epochs: Epochs) -> tuple[Document, TrainResult]:
     return document, result
 
 
-def place(job: Job, document: Document, epochs: Epochs) -> Choice | None:
-    """Search for the node and the width of one compensation; None where none fits the overhead allowed."""
-    sites, _ = find_sites(document, plan(document))
-    if not sites:
-        return None
+@dataclass(frozen=True)
+class Placed:
+    """What the search for a place came to.
 
-    def score(choice: Choice) -> float | None:
-        compensated = insert(job, document, choice)
-        cost = overhead(compensated)
-        if max(cost.params, cost.macs or 0.0) > job.recipe.max_overhead:
-            return None
-        return _train_compensation(job, compensated, _options(job, epochs.trial, "search"))[1].score
+    Attributes:
+        document: The document with the compensation that was found and its share of the shared weights.
+        placement: What that is; empty if there is none.
+        notes: What there is to say about it.
+    """
 
+    document: Document
+    placement: Placement
+    notes: tuple[str, ...]
+
+
+def place(job: Job, document: Document, epochs: Epochs) -> Placed:
+    """Search for kind and width of compensation at every node at once, with weights that all trials share.
+
+    What is found may still be no better than nothing: it is trained alone before the ladder judges it.
+    """
+    candidates = find_candidates(document, job.forward(document), job.search_validator)
+    notes = (candidates.note,) if candidates.note else ()
+    if not candidates.nodes:
+        return Placed(document, (), (*notes, "no node can be compensated"))
+    supernet = Supernet(document, candidates.nodes, KINDS, RATIOS, seed=job.recipe.seed)
+    space = supernet.space(job.recipe.max_overhead)
+    if not space.cheapest():
+        return Placed(document, (), (*notes, "no compensation fits the overhead allowed"))
+    forward = job.forward(supernet.document)
+    trained = train_shared(
+        supernet,
+        space,
+        forward,
+        job.problem,
+        _options(job, epochs.shared, "search"),
+        path=job.folder / "shared.pt",
+        progress=job.progress,
+    )
+    weights = forward.module.weights
     found = search(
-        Space(tuple(sites)),
-        score,
-        trials=job.recipe.trials,
+        space,
+        lambda placement: job.search_validator.score(forward, supernet.stand_ins(weights, placement)),
+        trials=epochs.trials,
         seed=job.recipe.seed,
         storage=job.folder / "study.db",
         progress=job.progress,
     )
-    return found[0] if found else None
+    notes = (*notes, *trained.notes)
+    return Placed(supernet.extract(weights, found.compensated), found.compensated, notes)
 
 
-def insert(job: Job, document: Document, choice: Choice) -> Document:
-    """Insert a compensation that changes no output yet."""
+def compensate(job: Job, document: Document, epochs: Epochs) -> tuple[Document, TrainResult]:
+    """Train the compensation of a document on, with the analog weights frozen."""
     compensated = document.copy()
-    seed = seed_of(job.recipe.seed, "compensation", choice.node) % 2**31
-    InsertCompensation(node=choice.node, kind=choice.kind, ratio=choice.ratio, seed=seed)(compensated)
-    return compensated
-
-
-def compensate(job: Job, document: Document, choice: Choice, epochs: Epochs) -> tuple[Document, TrainResult]:
-    """Train a compensation with the analog weights frozen."""
-    compensated = insert(job, document, choice)
-    options = _options(job, epochs.compensation, "compensation")
-    return _train_compensation(job, compensated, options, name="compensation")
+    result = train(
+        job.forward(compensated),
+        job.problem,
+        _options(job, epochs.compensation, "compensation"),
+        trained=weight_keys(compensated),
+        path=job.folder / "compensation.pt",
+        progress=job.progress,
+        title="training the compensation",
+    )
+    write_back(compensated, result.weights)
+    return compensated, result
 
 
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:
     """Only digital weights change: full variation from the start, and nothing for the penalty to act on."""
     seed = seed_of(job.recipe.seed, name)
     return replace(job.options(epochs), levels=(1.0,), beta=0.0, checks=4, seed=seed)
-
-
-def _train_compensation(
-    job: Job, document: Document, options: TrainOptions, name: str | None = None
-) -> tuple[Document, TrainResult]:
-    """Train the compensation of a document in place; without a name nothing is kept or shown."""
-    result = train(
-        job.forward(document),
-        job.problem,
-        options,
-        trained=weight_keys(document),
-        path=job.folder / f"{name}.pt" if name else None,
-        progress=job.progress if name else None,
-        title=f"training the {name}",
-    )
-    write_back(document, result.weights)
-    return document, result

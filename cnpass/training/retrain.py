@@ -46,7 +46,7 @@ class TrainOptions:
         beta: Weight of the Lipschitz penalty.
         k: Bound per layer that the penalty aims at.
         clip: Largest norm of the gradient.
-        checks: How often validation is looked at; most of them where variation has full strength.
+        checks: How often validation is looked at, for the best weights; 0 for never, which keeps the last.
         seed: Seed of order and variation.
     """
 
@@ -93,7 +93,7 @@ class TrainResult:
 
     Attributes:
         weights: The best weights by key, on the CPU.
-        score: Their mean figure on the validation chips.
+        score: Their mean figure on the validation chips; minus infinity if nobody looked.
         first_score: That of the weights that came in.
         epochs: Epochs trained.
         history: One entry per check: epoch, loss, score, rate.
@@ -169,7 +169,8 @@ class _Trainer:
         self.saved = 0.0
         state = checkpoint.load(path) if path else None
         if state is None:
-            self.first_score = self.score = problem.validator.score(forward)
+            if options.checks:
+                self.first_score = self.score = problem.validator.score(forward)
             self.first_loss = self._loss_of_start()
             self.best = self._weights()
         else:
@@ -191,7 +192,10 @@ class _Trainer:
                 self._check(loss)
                 task.describe(f"validation {self.score:.4g}")
             self._save(final=False)
-        self._load(self.best)
+        if self.options.checks or self.retreats > MAX_RETREATS:
+            self._load(self.best)
+        else:
+            self.best = self._weights()
         self._save(final=True)
 
     def _epoch(self) -> float:
@@ -269,6 +273,8 @@ class _Trainer:
 
     def _due(self) -> bool:
         """Tell whether validation is looked at after this epoch: at even distances, and at the end."""
+        if not self.options.checks:
+            return False
         every = max(1, self.options.epochs // self.options.checks)
         return self.epoch % every == 0 or self.epoch == self.options.epochs
 

@@ -70,7 +70,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     steps = countdown()
     whole = _optimize(model, tmp_path / "whole.onnx", progress=steps)
     run, output = tmp_path / "run", tmp_path / "killed.onnx"
-    for limit in (5, 16, 21):  # in the figures before, in retraining, in the search
+    for limit in (5, 16, 22, 24):  # in the figures before, in retraining, in shared training, in the search
         with pytest.raises(killed):
             _optimize(model, output, run=run, progress=countdown(limit))
         assert not output.exists()

@@ -1,0 +1,238 @@
+"""Weight sharing: one network that holds every placement, trained once, so that a trial only evaluates.
+
+All candidate nodes carry every kind of compensation at the largest width, one behind the other. A placement
+is a set of stand-ins for weights: where a node is not compensated, the maps behind the generator have the
+values at which they change nothing; where a width is smaller, the columns that read the other filters are
+zero. No new graph is needed, and what comes out is what the placement alone would compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cnpass.compensation.insertion import Insertion, insert, width_of
+from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import Cost, cost, is_compensation
+from cnpass.compensation.site import find_sites
+from cnpass.document import Document
+from cnpass.mapping import plan
+from cnpass.passes.insert_compensation import InsertCompensation
+from cnpass.placement.space import Choice, Placement, Space
+from cnpass.progress import Progress
+from cnpass.training.forward import Forward
+from cnpass.training.retrain import Problem, TrainOptions, TrainResult, train
+from cnpass.training.schedule import seed_of
+from cnpass.training.writeback import write_back
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Supernet:
+    """A document with all kinds of compensation at every candidate node.
+
+    Attributes:
+        document: The document; at first it computes what the one without compensation does.
+        keys: Keys of the compensation's weights.
+    """
+
+    def __init__(
+        self,
+        base: Document,
+        nodes: Sequence[str],
+        kinds: Sequence[Kind],
+        ratios: Sequence[float],
+        *,
+        seed: int,
+    ) -> None:
+        """Insert compensation in a copy of a document.
+
+        Args:
+            base: The document, without compensation.
+            nodes: Labels of the candidates.
+            kinds: Kinds of compensation.
+            ratios: Widths that a placement may have, as fractions of the output channels.
+            seed: Seed of the generators' initial weights.
+        """
+        self._base, self._seed = base, seed
+        self._nodes, self._kinds, self._ratios = tuple(nodes), tuple(kinds), tuple(ratios)
+        widest = [Choice(node, kind, max(ratios)) for node in nodes for kind in kinds]
+        self.document, self._insertions = insert_all(base, widest, seed=seed)
+        self._identity = {
+            constant.name: np.array(constant.values)
+            for insertion in self._insertions.values()
+            for linear in insertion.closing
+            for constant in (linear.weight, linear.bias)
+        }
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of all weights of the compensation."""
+        return frozenset(c.name for insertion in self._insertions.values() for c in insertion.constants)
+
+    def space(self, limit: float) -> Space:
+        """Return the placements that the network holds, with what they cost.
+
+        Costs are counted on two graphs, at the largest width and at width 1; between them they lie on a line,
+        since every kind's maps grow with the width along one axis.
+        """
+        narrow = [Choice(node, kind, 0.0) for node, kind in self._insertions]
+        thin, thin_insertions = insert_all(self._base, narrow, seed=self._seed)
+        wide, small = _costs(self.document, self._insertions), _costs(thin, thin_insertions)
+        costs = {
+            Choice(node, kind, ratio): _between(
+                small[node, kind], wide[node, kind], insertion.width, width_of(ratio, insertion.site)
+            )
+            for (node, kind), insertion in self._insertions.items()
+            for ratio in self._ratios
+        }
+        base = cost(n for n in plan(self._base).nodes if not is_compensation(n))
+        return Space(self._nodes, self._kinds, self._ratios, costs, base, limit)
+
+    def stand_ins(self, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:
+        """Return the tensors that make the network compute a placement; gradients flow to what it uses.
+
+        Args:
+            weights: The network's weights by key.
+            placement: What to compute.
+        """
+        wanted = {(choice.node, choice.kind): choice.ratio for choice in placement}
+        result: dict[str, torch.Tensor] = {}
+        for place, insertion in self._insertions.items():
+            if place not in wanted:
+                result |= self._nothing(insertion, weights)
+                continue
+            blocks = insertion.blocks(width_of(wanted[place], insertion.site))
+            for linear in insertion.closing:
+                key = linear.weight.name
+                mask = torch.zeros_like(weights[key])
+                mask[blocks[key]] = 1
+                result[key] = weights[key] * mask
+        return result
+
+    def _nothing(self, insertion: Insertion, weights: Weights) -> dict[str, torch.Tensor]:
+        """Stand-ins that change no output, and through which no gradient reaches the generator."""
+        generator = (insertion.generator.weight, insertion.generator.bias)
+        detached = {c.name: weights[c.name].detach() for c in generator if c.name in weights}
+        closing = (c for linear in insertion.closing for c in (linear.weight, linear.bias))
+        return detached | {
+            c.name: torch.from_numpy(self._identity[c.name]).to(weights[c.name])
+            for c in closing
+            if c.name in weights
+        }
+
+    def extract(self, weights: Weights, placement: Placement) -> Document:
+        """Return the document of a placement alone, with its part of the shared weights.
+
+        Args:
+            weights: The network's weights by key.
+            placement: What to insert.
+        """
+        document, insertions = insert_all(self._base, placement, seed=self._seed)
+        values: dict[str, np.ndarray] = {}
+        for place, insertion in insertions.items():
+            wide = self._insertions[place]
+            held = {
+                c.name: weights[c.name].detach().cpu().numpy() if c.name in weights else c.values
+                for c in wide.constants
+            }
+            values |= insertion.narrowed(wide, held)
+        write_back(document, {key: torch.from_numpy(np.array(value)) for key, value in values.items()})
+        return document
+
+
+def insert_all(
+    base: Document, choices: Iterable[Choice], *, seed: int
+) -> tuple[Document, dict[tuple[str, Kind], Insertion]]:
+    """Insert compensation in a copy of a document, several kinds at one node behind each other.
+
+    Args:
+        base: The document; each node of the choices must be one that can be compensated.
+        choices: What to insert.
+        seed: Seed of the generators' initial weights; every node and kind has its own.
+
+    Returns:
+        The copy, and what was inserted by node and kind.
+    """
+    document = base.copy()
+    sites, _ = find_sites(document, plan(document))
+    inserted: dict[tuple[str, Kind], Insertion] = {}
+    for choice in choices:
+        site = sites[choice.node]
+        inserted[choice.node, choice.kind] = insert(
+            document,
+            site,
+            choice.kind,
+            width_of(choice.ratio, site),
+            creator=InsertCompensation.name,
+            seed=seed_of(seed, "compensation", choice.node, choice.kind) % 2**31,
+        )
+    return document, inserted
+
+
+def _costs(
+    document: Document, insertions: Mapping[tuple[str, Kind], Insertion]
+) -> dict[tuple[str, Kind], Cost]:
+    entries = {id(entry.node): entry for entry in plan(document).nodes if entry.node is not None}
+    return {place: cost(entries[id(node)] for node in i.nodes) for place, i in insertions.items()}
+
+
+def _between(small: Cost, wide: Cost, widest: int, width: int) -> Cost:
+    """Return the cost at a width, from those at width 1 and at the largest."""
+
+    def line(one: int, last: int) -> int:
+        return last if width == widest else one + (last - one) * (width - 1) // (widest - 1)
+
+    known = small.macs is not None and wide.macs is not None
+    macs = line(small.macs or 0, wide.macs or 0) if known else None
+    return Cost(line(small.params, wide.params), macs)
+
+
+def train_shared(
+    supernet: Supernet,
+    space: Space,
+    forward: Forward,
+    problem: Problem,
+    options: TrainOptions,
+    *,
+    path: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train the shared weights: every step draws a placement within the limit, and a chip.
+
+    Analog weights stay as they are, bit for bit. A step trains only what its placement uses. The last weights
+    are kept: a figure of all placements at once does not exist, and that of a few is for the search to take.
+
+    Args:
+        supernet: The network.
+        space: What placements are drawn from; it allows at least one choice.
+        forward: The network's document, lifted.
+        problem: What to train on; its validator is not asked.
+        options: How; the checks do not matter.
+        path: Checkpoint file; an existing one is gone on from.
+        progress: Told what happens.
+    """
+
+    def drawn(weights: Weights, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        number = int(torch.randint(2**31, (), generator=generator))
+        return supernet.stand_ins(weights, _some(space, number))
+
+    return train(
+        forward,
+        replace(problem, stand_ins=drawn),
+        replace(options, checks=0),
+        trained=supernet.keys,
+        path=path,
+        progress=progress,
+        title="shared compensation",
+    )
+
+
+def _some(space: Space, seed: int) -> Placement:
+    """Draw a placement that compensates at least one node, since no other has anything to train."""
+    return next(placement for number in count(seed) if (placement := space.sample(number)))

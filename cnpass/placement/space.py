@@ -1,0 +1,99 @@
+"""What a placement search chooses from: kinds and ratios of compensation per node, and what each costs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import Cost
+from cnpass.records import Overhead
+
+KINDS: tuple[Kind, ...] = ("gain", "residual")
+RATIOS = (0.05, 0.1, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Compensation of one node.
+
+    Attributes:
+        node: Label of the node.
+        kind: Kind of compensation.
+        ratio: Filters of the generator over output channels.
+    """
+
+    node: str
+    kind: Kind
+    ratio: float
+
+
+Placement = tuple[Choice, ...]
+"""At most one choice per node, in the order of the nodes; a node without one is not compensated."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Kinds and ratios for every candidate node, within a limit on what they cost together.
+
+    Attributes:
+        nodes: Labels of the candidates, in the order of the file.
+        kinds: Kinds of compensation.
+        ratios: Widths as fractions of the output channels, rising; beside none.
+        costs: What each choice costs.
+        base: What the model costs without compensation.
+        limit: Parameters and multiply-accumulates allowed on top, each as a fraction of the model's.
+    """
+
+    nodes: Sequence[str]
+    kinds: Sequence[Kind]
+    ratios: Sequence[float]
+    costs: Mapping[Choice, Cost]
+    base: Cost
+    limit: float
+
+    def overhead(self, placement: Iterable[Choice]) -> Overhead:
+        """Return what a placement costs, as `cnpass.compensation.overhead` would count it on the graph."""
+        chosen = [self.costs[choice] for choice in placement]
+        macs = [c.macs for c in chosen if c.macs is not None]
+        known = len(macs) == len(chosen) and self.base.macs is not None
+        return Cost(sum(c.params for c in chosen), sum(macs) if known else None).over(self.base)
+
+    def excess(self, placement: Iterable[Choice]) -> float:
+        """Return by how much a placement is above the limit; 0 or less is allowed."""
+        cost = self.overhead(placement)
+        return max(cost.params, cost.macs or 0.0) - self.limit
+
+    def cheapest(self) -> Placement:
+        """Compensate as many nodes as the limit allows, each in its cheapest way, the cheapest first."""
+        ways = {node: min(self._ways(node), key=self._share) for node in self.nodes}
+        return self._fill(sorted(ways.values(), key=self._share))
+
+    def sample(self, seed: int) -> Placement:
+        """Draw a placement within the limit: random nodes in turn, each with a random kind and ratio."""
+        draw = random.Random(seed)
+        drawn = [
+            (node, draw.choice(self.kinds), draw.choice((0.0, *self.ratios)))
+            for node in draw.sample(self.nodes, len(self.nodes))
+        ]
+        return self._fill(Choice(node, kind, ratio) for node, kind, ratio in drawn if ratio)
+
+    def ordered(self, choices: Iterable[Choice]) -> Placement:
+        """Make a placement of choices."""
+        return tuple(sorted(choices, key=lambda choice: self.nodes.index(choice.node)))
+
+    def _ways(self, node: str) -> Iterator[Choice]:
+        return (Choice(node, kind, ratio) for kind, ratio in product(self.kinds, self.ratios))
+
+    def _share(self, choice: Choice) -> float:
+        return self.excess([choice])
+
+    def _fill(self, choices: Iterable[Choice]) -> Placement:
+        """Take choices in turn, but for those that would go above the limit."""
+        taken: list[Choice] = []
+        for choice in choices:
+            if self.excess([*taken, choice]) <= 0:
+                taken.append(choice)
+        return self.ordered(taken)
