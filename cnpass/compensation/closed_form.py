@@ -94,7 +94,7 @@ def fit(
     device: DeviceModel,
     *,
     seed: int = 0,
-    chips: int = 512,
+    chips: int = 256,
     samples: int = 16,
     ridge: float = 1e-3,
     target: Document | None = None,
