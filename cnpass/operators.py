@@ -31,7 +31,13 @@ _CONV = {
     "group": (_INT,),
     "auto_pad": (_TEXT,),
 }
-_ANALOG = {"device": (_TEXT,), "seed": (_INT,), "stream": (_INT,), ops.WEIGHT_PERM: (_INTS,)}
+_ANALOG = {
+    "device": (_TEXT,),
+    "seed": (_INT,),
+    "stream": (_INT,),
+    ops.COPIES: (_INT,),
+    ops.WEIGHT_PERM: (_INTS,),
+}
 _AXIS = {"axis": (_INT,)}
 
 _STANDARD = {

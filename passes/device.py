@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Self
 
 from pydantic import Field, InstanceOf
@@ -17,18 +18,18 @@ class DevicePass(Pass):
     """A pass with a device model; in text, the device's parameters stand beside its name."""
 
     device: InstanceOf[DeviceModel] = Field(
-        default=LogNormal(), description="device model; its parameters are options too"
+        default=LogNormal(),
+        description="device model; its parameters, as `cnpass devices show` lists them, are options too",
     )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """See `Pass.from_options`; `device` is a name, and the device's parameters stand beside it."""
-        rest = dict(options)
+        rest = {option.replace("-", "_"): value for option, value in options.items()}
         device = rest.pop("device", LogNormal.name)
         if not isinstance(device, DeviceModel):
-            kind = get_device(str(device))
-            parameters = {key: rest.pop(key) for key in kind().attributes() if key in rest}
-            device = make_device(kind.name, **parameters)
+            known = [field.name for field in fields(get_device(str(device)))]
+            device = make_device(str(device), **{key: rest.pop(key) for key in known if key in rest})
         return super().from_options({"device": device, **rest})
 
     def options(self) -> dict[str, Any]:
@@ -37,7 +38,11 @@ class DevicePass(Pass):
         if options.pop("device", None) is None:
             return options
         default = type(self.device)().attributes()
-        parameters = {k: v for k, v in self.device.attributes().items() if v != default[k]}
+        parameters = {
+            name.replace("_", "-"): value
+            for name, value in self.device.attributes().items()
+            if value != default.get(name, 0.0)
+        }
         named = {} if self.device.name == LogNormal.name else {"device": self.device.name}
         return {**named, **parameters, **options}
 
@@ -49,8 +54,15 @@ class DevicePass(Pass):
             "device", "choice", LogNormal.name, None, None, tuple(device_names()), base.options[0].help
         )
         parameters = tuple(
-            OptionDescription(f.name, "float", f.default, f.minimum, f.maximum, (), f"{f.help} ({name})")
-            for name in device_names()
-            for f in get_device(name).describe().fields
+            OptionDescription(
+                f.name.replace("_", "-"),
+                "float",
+                f.default,
+                f.minimum,
+                f.maximum,
+                (),
+                f"{f.help} ({LogNormal.name})",
+            )
+            for f in LogNormal.describe().fields
         )
         return PassDescription(base.name, base.summary, (first, *parameters, *base.options[1:]))

@@ -26,7 +26,11 @@ from cnpass.passes.base import (
 from cnpass.passes.conversion import convert
 from cnpass.passes.device import DevicePass
 from cnpass.runtime import ops
+from cnpass.runtime.devices import SCALE_FLOOR
 from cnpass.shapes import Shapes
+
+_OF_THE_WEIGHT = ("stream", ops.COPIES, ops.WEIGHT_PERM)
+"""Attributes that a new device model leaves as they are."""
 
 _STRING_TYPES = 6
 """From this opset on, Cast names its type by number."""
@@ -73,7 +77,8 @@ class MapCrossbar(DevicePass):
             entry = waiting.get(id(node))
             nodes.extend(writer.rewrite(node, entry) if entry else [node])
         document.graph.nodes[:] = nodes
-        _level_perms(document)
+        _level(document)
+        self._check_columns(document)
         document.opsets[ops.DOMAIN] = ops.VERSION
         document.metadata[ops.META_VERSION] = "1"
         if self.portable == "never":
@@ -106,9 +111,23 @@ class MapCrossbar(DevicePass):
             if node.attrs.get("device") != ops.PROGRAMMED:
                 old = dict(node.attrs)
                 first = {name: value for name, value in old.items() if name in ops.CONV_ATTRIBUTES}
-                last = {name: old[name] for name in ("stream", ops.WEIGHT_PERM) if name in old}
+                last = {name: old[name] for name in _OF_THE_WEIGHT if name in old}
                 node.attrs.clear()
                 node.attrs.update({**first, **self.device_attributes(), **last})
+
+    def _check_columns(self, document: Document) -> None:
+        """Refuse columns with a full scale of their own on a weight whose uses have different columns."""
+        if getattr(self.device, SCALE_FLOOR, 1.0) == 1:
+            return
+        axes: dict[int, int] = {}
+        for node in analog.analog_nodes(document):
+            axis = ops.column_axis(node.op, node.attrs.get(ops.WEIGHT_PERM))
+            if axes.setdefault(node.attrs.get("stream", 0), axis) != axis:
+                raise PassError(
+                    self.name,
+                    f"node {label(node)!r} uses a weight across that another node uses along, so the weight "
+                    "has no columns of its own; set scale_floor=1",
+                )
 
 
 class _Writer:
@@ -266,10 +285,13 @@ def _chip(document: Document) -> gs.Tensor:
     return chip
 
 
-def _level_perms(document: Document) -> None:
-    """Give every node of an op type a `weight_perm` if any has one, so that all can share a function body."""
+def _level(document: Document) -> None:
+    """Give all nodes of an op type `weight_perm` and `copies` if any has them, so that all share a body."""
     for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
         nodes = [node for node in analog.analog_nodes(document) if node.op == op]
+        if any(ops.COPIES in node.attrs for node in nodes):
+            for node in nodes:
+                node.attrs.setdefault(ops.COPIES, 1)
         if any(ops.WEIGHT_PERM in node.attrs for node in nodes):
             for node in nodes:
                 rank = 2 + len(node.attrs.get("kernel_shape", ()))

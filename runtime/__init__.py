@@ -1,7 +1,15 @@
 """The op contract, device models, references, function bodies and sessions."""
 
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
-from cnpass.runtime.devices import DeviceModel, LogNormal, device_names, get_device, make_device
+from cnpass.runtime.devices import (
+    DeviceModel,
+    Gaussian,
+    LogNormal,
+    Proportional,
+    device_names,
+    get_device,
+    make_device,
+)
 from cnpass.runtime.library import get_library_path, has_library
 from cnpass.runtime.reference import analog_conv, analog_matmul, program_weight, reference_ops
 from cnpass.runtime.session import Session
@@ -9,7 +17,9 @@ from cnpass.runtime.session import Session
 __all__ = [
     "BITWISE_OPSET",
     "DeviceModel",
+    "Gaussian",
     "LogNormal",
+    "Proportional",
     "Session",
     "analog_conv",
     "analog_matmul",

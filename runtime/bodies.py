@@ -8,8 +8,8 @@ What the pass that writes the nodes has to keep to:
 - opset 18 or newer, where BitwiseXor begins;
 - all nodes of one op type carry `device`, and unless that is "programmed", the device's parameters, `seed`
   and `stream`;
-- `weight_perm` on all nodes of one op type or on none, because a Transpose without `perm` reverses the axes:
-  where one node needs it, the others get the identity;
+- `weight_perm`, `copies`, `stuck_low` and `stuck_high` each on all nodes of one op type or on none, because
+  a missing one cannot have a default: where one node needs it, the others get the identity, 1 or 0;
 - Conv's attributes as `ops.explicit_conv_attributes` gives them, and the same number of inputs on all nodes
   of one op type. ONNX Runtime and onnx's inliner drop a reference to an attribute that the node does not
   have, and accept that last inputs are missing; onnx's ReferenceEvaluator does neither. A file with both
@@ -20,22 +20,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
 from cnpass.errors import ModelError
-from cnpass.runtime.devices import DeviceModel, device_from_attributes
+from cnpass.runtime.devices import FULL_SCALE, SCALE_FLOOR, DeviceModel, device_from_attributes
 from cnpass.runtime.numerics import Array
 from cnpass.runtime.ops import (
     ANALOG_CONV,
     ANALOG_MATMUL,
     CONV_ATTRIBUTES,
+    COPIES,
     DOMAIN,
     IDEAL_CHIP,
+    STUCK_HIGH,
+    STUCK_LOW,
     WEIGHT_PERM,
     Purpose,
+    column_axis,
 )
 from cnpass.runtime.philox import GROUP, LANES, MASK, box_muller, counter_words, key_words, philox4x32
 from cnpass.runtime.tracer import Tracer, Value
@@ -48,6 +53,7 @@ _INPUTS = {
     ANALOG_MATMUL: ("X", "W", "chip", "first_sample"),
 }
 _GROUP_BITS = GROUP.bit_length() - 1
+_ALL_OR_NONE = (COPIES, STUCK_HIGH, STUCK_LOW, WEIGHT_PERM)
 _CONV_KINDS = {"auto_pad": AttributeProto.STRING, "group": AttributeProto.INT}
 
 
@@ -77,36 +83,66 @@ def function_bodies(nodes: Iterable[NodeProto], opset: int) -> list[FunctionProt
 
 @dataclass(frozen=True)
 class _TracedDraws:
-    """The random numbers of the weight `W` on the chip `chip`, in the nodes of a body."""
+    """The random numbers of the weight `W` on the chip `chip`, in the nodes of a body.
+
+    With `copies` they have an axis in front that counts them.
+    """
 
     tracer: Tracer
     weight: Value
+    copies: Value | None
+
+    @cached_property
+    def _size(self) -> Value:
+        return self.tracer.op("Size", self.weight, dtype=np.int64)
 
     def normals(self, purpose: int = Purpose.PROGRAMMING) -> Array:
+        x0, x1, x2, x3 = self._words(purpose)
+        return self._elements((*box_muller(x0, x1, self.tracer), *box_muller(x2, x3, self.tracer)))
+
+    def stuck(self, low: Array, high: Array, purpose: int = Purpose.FAULTS) -> tuple[Array, Array]:
+        drawn = self._elements(self._words(purpose))
+        first = self._threshold(low)
+        is_low, below = drawn < first, drawn < first + self._threshold(high)
+        healthy = self.tracer.op("Not", below, dtype=np.bool_)
+        either = self.tracer.op("Or", is_low, healthy, dtype=np.bool_)
+        return is_low, self.tracer.op("Not", either, dtype=np.bool_)
+
+    def _threshold(self, rate: Value) -> Value:
+        """See `cnpass.runtime.philox.threshold`."""
+        return self.tracer.cast(self.tracer.cast(rate, np.float64) * 2.0**32, np.int64)
+
+    def _words(self, purpose: int) -> tuple[Value, ...]:
         tracer = self.tracer
-        size = tracer.op("Size", self.weight, dtype=np.int64)
-        groups = (size + (GROUP - 1)) >> _GROUP_BITS
-        blocks = tracer.op(
-            "Range",
-            tracer.constant(0, np.int64),
-            groups * LANES,
-            tracer.constant(1, np.int64),
-            dtype=np.int64,
-        )
+        groups = (self._size + (GROUP - 1)) >> _GROUP_BITS
         counter = counter_words(
-            blocks,
+            self._range(groups * LANES),
             chip=tracer.input("chip", np.int64) & MASK,
             stream=tracer.attribute("stream", np.int64),
             purpose=purpose,
-            copy=0,
+            copy=0 if self.copies is None else tracer.reshape(self._range(self.copies), [-1, 1]),
         )
-        x0, x1, x2, x3 = philox4x32(counter, key_words(tracer.attribute("seed", np.int64)))
-        parts = (*box_muller(x0, x1, tracer), *box_muller(x2, x3, tracer))
+        return philox4x32(counter, key_words(tracer.attribute("seed", np.int64)))
+
+    def _elements(self, parts: tuple[Value, ...]) -> Value:
+        """The four parts of every group, in the order of the elements."""
+        tracer, dtype = self.tracer, parts[0].dtype
         rows = [tracer.reshape(part, [-1, LANES]) for part in parts]
-        flat = tracer.reshape(tracer.op("Concat", *rows, dtype=np.float32, axis=1), [-1])
-        ends = tracer.constant([0], np.int64), tracer.reshape(size, [1])
+        together = tracer.op("Concat", *rows, dtype=dtype, axis=1)
         shape = tracer.op("Shape", self.weight, dtype=np.int64)
-        return tracer.reshape(tracer.op("Slice", flat, *ends, dtype=np.float32), shape)
+        first, last = tracer.constant([0], np.int64), tracer.reshape(self._size, [1])
+        if self.copies is None:
+            flat = tracer.op("Slice", tracer.reshape(together, [-1]), first, last, dtype=dtype)
+            return tracer.reshape(flat, shape)
+        copies = tracer.reshape(self.copies, [1])
+        each = tracer.op("Concat", copies, tracer.constant([-1], np.int64), dtype=np.int64, axis=0)
+        axis = tracer.constant([1], np.int64)
+        flat = tracer.op("Slice", tracer.reshape(together, each), first, last, axis, dtype=dtype)
+        return tracer.reshape(flat, tracer.op("Concat", copies, shape, dtype=np.int64, axis=0))
+
+    def _range(self, count: Value) -> Value:
+        ends = self.tracer.constant(0, np.int64), count, self.tracer.constant(1, np.int64)
+        return self.tracer.op("Range", *ends, dtype=np.int64)
 
 
 def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto:
@@ -117,7 +153,7 @@ def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto
     tracer = Tracer()
     weight = tracer.input("W", np.float32)
     if device is not None:
-        weight = _programmed(tracer, weight, device)
+        weight = _programmed(tracer, weight, device, op_type, names)
     if WEIGHT_PERM in names:
         weight = tracer.op("Transpose", weight, dtype=np.float32)
         tracer.nodes[-1].attribute.append(_reference("perm", WEIGHT_PERM, AttributeProto.INTS))
@@ -143,7 +179,8 @@ def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto
 
 def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> type[DeviceModel] | None:
     """The one device model of the nodes; None if their weights are programmed upstream."""
-    devices = []
+    devices: list[type[DeviceModel] | None] = []
+    names = set().union(*attributes)
     for node, values in zip(nodes, attributes, strict=True):
         label = node.name or node.output[0]
         try:
@@ -151,8 +188,7 @@ def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> 
         except ModelError as error:
             raise ModelError(f"node {label!r}: {error}") from None
         missing = [] if device is None else [name for name in ("seed", "stream") if name not in values]
-        if (WEIGHT_PERM in values) != (WEIGHT_PERM in attributes[0]):
-            missing.append(WEIGHT_PERM)
+        missing += [name for name in _ALL_OR_NONE if name in names and name not in values]
         if missing:
             raise ModelError(f"node {label!r}: a function body needs attribute {missing[0]!r} on every node")
         devices.append(None if device is None else type(device))
@@ -161,13 +197,48 @@ def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> 
     return devices[0]
 
 
-def _programmed(tracer: Tracer, weight: Value, device: type[DeviceModel]) -> Value:
+def _programmed(
+    tracer: Tracer, weight: Value, device: type[DeviceModel], op_type: str, names: list[str]
+) -> Value:
     """The weight on the chip; the nominal one on the ideal chip."""
-    parameters = {name: tracer.attribute(name, np.float32) for name in device().attributes()}
-    programmed: Value = device.respond(weight, _TracedDraws(tracer, weight), tracer, parameters)
+    given = [*device.parameter_names(), *(name for name in (STUCK_LOW, STUCK_HIGH) if name in names)]
+    parameters = {name: tracer.attribute(name, np.float32) for name in given}
+    if device.scaled or STUCK_LOW in parameters:
+        parameters[FULL_SCALE] = _full_scale(tracer, weight, parameters, op_type, names)
+    copies = tracer.attribute(COPIES, np.int64) if COPIES in names else None
+    draws = _TracedDraws(tracer, weight, copies)
+    programmed: Value = device.assemble(weight, draws, tracer, parameters)
+    if copies is not None:
+        axis = tracer.constant([0], np.int64)
+        total = tracer.op("ReduceSum", programmed, axis, dtype=np.float32, keepdims=0)
+        programmed = total / tracer.float32(copies)
     chip, ideal = tracer.input("chip", np.int64), tracer.constant(IDEAL_CHIP, np.int64)
     is_ideal = tracer.op("Equal", chip, ideal, dtype=np.bool_)
     return tracer.op("Where", is_ideal, weight, programmed, dtype=np.float32)
+
+
+def _full_scale(
+    tracer: Tracer, weight: Value, parameters: dict[str, Value], op_type: str, names: list[str]
+) -> Value:
+    """See `DeviceModel.program`."""
+    magnitude = tracer.abs(weight)
+    largest = tracer.op("ReduceMax", magnitude, dtype=np.float32, keepdims=0)
+    if SCALE_FLOOR not in parameters:
+        return largest
+    axis = tracer.constant(column_axis(op_type, None), np.int64)
+    if WEIGHT_PERM in names:
+        perm = tracer.op("Constant", dtype=np.int64)
+        tracer.nodes[-1].attribute.append(_reference("value_ints", WEIGHT_PERM, AttributeProto.INTS))
+        axis = tracer.op("Gather", perm, axis, dtype=np.int64)
+    rank = tracer.op("Size", tracer.op("Shape", weight, dtype=np.int64), dtype=np.int64)
+    axes = tracer.op(
+        "Range", tracer.constant(0, np.int64), rank, tracer.constant(1, np.int64), dtype=np.int64
+    )
+    is_column = tracer.op("Equal", axes, axis, dtype=np.bool_)
+    others = tracer.op("Compress", axes, tracer.op("Not", is_column, dtype=np.bool_), dtype=np.int64)
+    columns = tracer.op("ReduceMax", magnitude, others, dtype=np.float32)
+    least = largest * parameters[SCALE_FLOOR]
+    return tracer.op("Max", columns, least, dtype=np.float32)
 
 
 def _reference(name: str, source: str, kind: AttributeProto.AttributeType) -> AttributeProto:

@@ -8,7 +8,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from cnpass.runtime.devices import device_from_attributes
-from cnpass.runtime.ops import CONV_ATTRIBUTES, DOMAIN, WEIGHT_PERM
+from cnpass.runtime.ops import CONV_ATTRIBUTES, COPIES, DOMAIN, WEIGHT_PERM
 from cnpass.runtime.reference import analog_conv, analog_matmul
 
 
@@ -53,5 +53,6 @@ def _common(chip: np.ndarray, attributes: dict[str, Any]) -> dict[str, Any]:
         "device": device_from_attributes(attributes),
         "seed": attributes.get("seed", 0),
         "stream": attributes.get("stream", 0),
+        COPIES: attributes.get(COPIES, 1),
         WEIGHT_PERM: attributes.get(WEIGHT_PERM),
     }

@@ -35,8 +35,23 @@ EXPONENT_BIAS = 127
 class Functions(Protocol):
     """The functions that a device model's formula may call: `ExactMath`, a `Tracer` or `torch` itself."""
 
+    def abs(self, x: Array, /) -> Array:
+        """Absolute value, elementwise."""
+
     def exp(self, x: Array, /) -> Array:
         """Exponential, elementwise."""
+
+    def floor(self, x: Array, /) -> Array:
+        """Largest integer that is not above, elementwise."""
+
+    def log(self, x: Array, /) -> Array:
+        """Natural logarithm, elementwise."""
+
+    def sqrt(self, x: Array, /) -> Array:
+        """Square root, elementwise."""
+
+    def where(self, condition: Array, yes: Array, no: Array, /) -> Array:
+        """One or the other, elementwise; at most one of the two is a number."""
 
 
 class RandomMath(Functions, Protocol):
@@ -44,12 +59,6 @@ class RandomMath(Functions, Protocol):
 
     def float32(self, x: Array, /) -> Array:
         """Non-negative integers below 2^24, as float32."""
-
-    def log(self, x: Array, /) -> Array:
-        """Natural logarithm, elementwise."""
-
-    def sqrt(self, x: Array, /) -> Array:
-        """Square root, elementwise."""
 
     def cos_sin(self, quadrant: Array, turn: Array, /) -> tuple[Array, Array]:
         """Cosine and sine of (quadrant + turn) * pi / 2."""
@@ -72,6 +81,18 @@ class ExactMath:
     def float32(self, x: Array) -> Array:
         """Integers as float32; exact up to 2^24."""
         return self.cast(x, self.xp.float32)
+
+    def abs(self, x: Array) -> Array:
+        """Absolute value."""
+        return self.xp.abs(x)
+
+    def floor(self, x: Array) -> Array:
+        """Largest integer that is not above."""
+        return self.xp.floor(x)
+
+    def where(self, condition: Array, yes: Array, no: Array) -> Array:
+        """One or the other."""
+        return self.xp.where(condition, yes, no)
 
     def sqrt(self, x: Array) -> Array:
         """Square root, correctly rounded.

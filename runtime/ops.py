@@ -17,6 +17,13 @@ PROGRAMMED = "programmed"
 WEIGHT_PERM = "weight_perm"
 """Optional attribute: the op computes with the programmed weight transposed by it."""
 
+COPIES = "copies"
+"""Optional attribute: devices per weight, whose mean is the programmed weight; absent: 1."""
+
+STUCK_LOW = "stuck_low"
+STUCK_HIGH = "stuck_high"
+"""Optional attributes, both or none: rates of devices that are stuck; absent: 0."""
+
 CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 """The attributes that AnalogConv shares with Conv."""
 
@@ -51,7 +58,22 @@ class Purpose(IntEnum):
     FAULTS = 1
     DRIFT_EXPONENT = 2
     SECOND_DEVICE = 3
+    SLOW_NOISE = 4
+    SECOND_FAULTS = 5
+    SECOND_DRIFT_EXPONENT = 6
+    SECOND_SLOW_NOISE = 7
     READ_NOISE = 8
+
+
+def column_axis(op_type: str, weight_perm: Sequence[int] | None) -> int:
+    """The axis of the stored weight along which crossbar columns are counted: filters, or outputs.
+
+    Args:
+        op_type: AnalogConv or AnalogMatMul.
+        weight_perm: that attribute of the node; None if absent.
+    """
+    axis = 0 if op_type == ANALOG_CONV else 1
+    return weight_perm[axis] if weight_perm else axis
 
 
 def explicit_conv_attributes(attributes: Mapping[str, Any], kernel_shape: Sequence[int]) -> dict[str, Any]:

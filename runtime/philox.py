@@ -8,7 +8,7 @@ on uint32. The same code runs on NumPy arrays, torch tensors and the traced valu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def philox4x32(counter: Words, key: tuple[Array, Array]) -> Words:
     return x0, x1, x2, x3
 
 
-def counter_words(index: Array, *, chip: Array, stream: Array, purpose: int, copy: int) -> Words:
+def counter_words(index: Array, *, chip: Array, stream: Array, purpose: int, copy: Array) -> Words:
     """Words (block low, copy << 16 | block high, chip, purpose << 24 | stream)."""
     return index & MASK, index >> 32 | copy << 16, chip, stream | purpose << 24
 
@@ -113,32 +113,46 @@ def normals(
     Raises:
         ValueError: an argument is out of range.
     """
-    for name, value, largest in (
-        ("chip", chip, MAX_CHIP),
-        ("stream", stream, MAX_STREAM),
-        ("purpose", purpose, 255),
-        ("copy", copy, MAX_COPY),
-    ):
-        if not 0 <= value <= largest:
-            raise ValueError(f"{name} is {value}; it must be between 0 and {largest}")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    place = {} if device is None else {"device": device}
-    groups = -(-math.prod(shape) // GROUP)
-    functions = ExactMath(xp)
+    draws = ChipDraws(_shape(shape), seed, chip, stream, copy, xp, device)
+    return draws.normals(purpose)
 
-    def parts(start: int, stop: int) -> Iterator[Array]:
-        blocks = xp.arange(start * LANES, stop * LANES, dtype=xp.int64, **place)
-        counter = counter_words(blocks, chip=chip, stream=stream, purpose=purpose, copy=copy)
-        x0, x1, x2, x3 = philox4x32(counter, key_words(seed))
-        for first, second in ((x0, x1), (x2, x3)):
-            for part in box_muller(first, second, functions):
-                yield part.reshape(-1, LANES)
 
-    chunks = [
-        xp.stack(tuple(parts(start, min(start + _CHUNK, groups))), 1).reshape(-1)
-        for start in range(0, max(groups, 1), _CHUNK)
-    ]
-    return xp.concatenate(chunks)[: math.prod(shape)].reshape(shape)
+def words(
+    shape: int | Sequence[int],
+    *,
+    seed: int,
+    chip: int,
+    stream: int,
+    purpose: int = Purpose.FAULTS,
+    copy: int = 0,
+    xp: Any = np,
+    device: Any = None,
+) -> Array:
+    """Random words of one chip's weight: part p of a group takes word p of its Philox blocks.
+
+    Args:
+        shape: see `normals`, as are the other arguments.
+        seed: names the family of chips.
+        chip: number of the chip.
+        stream: names the weight.
+        purpose: what the words are for.
+        copy: number of the device.
+        xp: the module `numpy` or `torch`.
+        device: where torch makes them.
+
+    Returns:
+        int64, uniform in [0, 2^32).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    draws = ChipDraws(_shape(shape), seed, chip, stream, copy, xp, device)
+    return draws.words(purpose)
+
+
+def threshold(rate: float) -> int:
+    """How many of the 2^32 values of a word make an event of that rate; the rate is a float32."""
+    return int(rate * 2**32)
 
 
 @dataclass(frozen=True)
@@ -155,13 +169,48 @@ class ChipDraws:
 
     def normals(self, purpose: int = Purpose.PROGRAMMING) -> Array:
         """Standard normals, float32, one per element of the weight."""
-        return normals(
-            self.shape,
-            seed=self.seed,
-            chip=self.chip,
-            stream=self.stream,
-            purpose=purpose,
-            copy=self.copy,
-            xp=self.xp,
-            device=self.device,
-        )
+        functions = ExactMath(self.xp)
+
+        def parts(x0: Array, x1: Array, x2: Array, x3: Array) -> Words:
+            return *box_muller(x0, x1, functions), *box_muller(x2, x3, functions)
+
+        return self._elements(purpose, parts)
+
+    def words(self, purpose: int = Purpose.FAULTS) -> Array:
+        """Random words, int64 in [0, 2^32), one per element of the weight."""
+        return self._elements(purpose, lambda *parts: parts)
+
+    def stuck(self, low: Array, high: Array, purpose: int = Purpose.FAULTS) -> tuple[Array, Array]:
+        """Which devices are stuck low and which high; see `cnpass.runtime.devices.Draws`."""
+        drawn = self.words(purpose)
+        first = threshold(low.item())
+        last = first + threshold(high.item())
+        return drawn < first, (drawn >= first) & (drawn < last)
+
+    def _elements(self, purpose: int, parts: Callable[[Array, Array, Array, Array], Words]) -> Array:
+        """What `parts` makes of the four words of every block, in the order of the elements."""
+        for name, value, largest in (
+            ("chip", self.chip, MAX_CHIP),
+            ("stream", self.stream, MAX_STREAM),
+            ("purpose", purpose, 255),
+            ("copy", self.copy, MAX_COPY),
+        ):
+            if not 0 <= value <= largest:
+                raise ValueError(f"{name} is {value}; it must be between 0 and {largest}")
+        place = {} if self.device is None else {"device": self.device}
+        size = math.prod(self.shape)
+        groups = -(-size // GROUP)
+        chunks = []
+        for start in range(0, max(groups, 1), _CHUNK):
+            stop = min(start + _CHUNK, groups)
+            blocks = self.xp.arange(start * LANES, stop * LANES, dtype=self.xp.int64, **place)
+            counter = counter_words(
+                blocks, chip=self.chip, stream=self.stream, purpose=purpose, copy=self.copy
+            )
+            made = parts(*philox4x32(counter, key_words(self.seed)))
+            chunks.append(self.xp.stack(tuple(part.reshape(-1, LANES) for part in made), 1).reshape(-1))
+        return self.xp.concatenate(chunks)[:size].reshape(self.shape)
+
+
+def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)

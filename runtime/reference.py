@@ -14,7 +14,15 @@ import numpy as np
 from cnpass.errors import ModelError
 from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.numerics import Array, ExactMath
-from cnpass.runtime.ops import IDEAL_CHIP, MAX_CHIP, explicit_conv_attributes
+from cnpass.runtime.ops import (
+    ANALOG_CONV,
+    ANALOG_MATMUL,
+    IDEAL_CHIP,
+    MAX_CHIP,
+    MAX_COPY,
+    column_axis,
+    explicit_conv_attributes,
+)
 from cnpass.runtime.philox import ChipDraws
 
 if TYPE_CHECKING:
@@ -29,6 +37,8 @@ def program_weight(
     stream: int,
     chip: int,
     copy: int = 0,
+    copies: int = 1,
+    column_axis: int | None = None,
     xp: Any = np,
 ) -> Array:
     """The weight that a chip holds.
@@ -39,23 +49,34 @@ def program_weight(
         seed: 64 bits, signed or unsigned.
         stream: number of the weight, 0 to 2^24 - 1.
         chip: 0 to 2^32 - 2, or -1 for the weight itself.
-        copy: number of the device among those that share the weight.
+        copy: number of the first device among those that share the weight.
+        copies: how many of these devices to average.
+        column_axis: axis of `weight` along which crossbar columns are counted; needed by models whose full
+            scale differs between columns.
         xp: the module `numpy` or `torch`.
 
     Returns:
         Like `weight`; the same bits from NumPy, torch and the native library.
 
     Raises:
-        ModelError: `chip` is out of range.
+        ModelError: `chip` or `copies` is out of range.
+        UsageError: the model needs `column_axis`.
     """
+    if not 1 <= copies <= MAX_COPY + 1 - copy:
+        raise ModelError(f"copies is {copies}; it must be between 1 and {MAX_COPY + 1 - copy}")
     if not IDEAL_CHIP <= chip <= MAX_CHIP:
         raise ModelError(f"chip is {chip}; it must be between {IDEAL_CHIP} and {MAX_CHIP}")
-    if device is None or chip == IDEAL_CHIP:
+    if device is None or chip == IDEAL_CHIP or 0 in weight.shape:
         return weight
     place = weight.device if hasattr(weight, "to") else None
-    flat = weight.reshape(-1)
-    draws = ChipDraws(tuple(flat.shape), seed, chip, stream, copy, xp, place)
-    return device.program(flat, draws, ExactMath(xp)).reshape(weight.shape)
+    total: Any = None
+    for number in range(copy, copy + copies):
+        draws = ChipDraws(tuple(weight.shape), seed, chip, stream, number, xp, place)
+        programmed = device.program(weight, draws, ExactMath(xp), column_axis)
+        total = programmed if total is None else total + programmed
+    # The mean is a division by an array: torch would multiply by the reciprocal of a number.
+    mean = total if copies == 1 else total / xp.full_like(total, copies)
+    return mean.reshape(weight.shape)
 
 
 def analog_matmul(
@@ -67,6 +88,7 @@ def analog_matmul(
     seed: int = 0,
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
+    copies: int = 1,
 ) -> np.ndarray:
     """AnalogMatMul.
 
@@ -78,11 +100,15 @@ def analog_matmul(
         seed: names the family of chips.
         stream: names the weight.
         weight_perm: permutation of the programmed weight's axes; None keeps them.
+        copies: devices per weight.
 
     Returns:
         float32 [..., N].
     """
-    programmed = program_weight(w, device, seed=seed, stream=stream, chip=chip)
+    axis = column_axis(ANALOG_MATMUL, weight_perm)
+    programmed = program_weight(
+        w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
+    )
     effective = _permuted(programmed, weight_perm)
     y: np.ndarray = np.matmul(x.astype(np.float64), effective)
     return y.astype(np.float32)
@@ -98,6 +124,7 @@ def analog_conv(
     seed: int = 0,
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
+    copies: int = 1,
     **attributes: Any,
 ) -> np.ndarray:
     """AnalogConv.
@@ -111,6 +138,7 @@ def analog_conv(
         seed: names the family of chips.
         stream: names the weight.
         weight_perm: permutation of the programmed weight's axes; None keeps them.
+        copies: devices per weight.
         **attributes: those of Conv.
 
     Returns:
@@ -119,7 +147,10 @@ def analog_conv(
     Raises:
         ModelError: shapes or attributes do not fit each other.
     """
-    programmed = program_weight(w, device, seed=seed, stream=stream, chip=chip)
+    axis = column_axis(ANALOG_CONV, weight_perm)
+    programmed = program_weight(
+        w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
+    )
     y = _conv(x.astype(np.float64), _permuted(programmed, weight_perm).astype(np.float64), attributes)
     if b is not None:
         y += b.reshape(-1, *[1] * (y.ndim - 2))

@@ -25,12 +25,13 @@ from pydantic import ValidationError
 
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
-from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.devices import DeviceModel, ScaledModel
 from cnpass.runtime.library import WITHOUT_LIBRARY, has_library
 from cnpass.runtime.reference import program_weight
 from cnpass.runtime.session import Session
 
 DRAWS = 2**20
+FULL = 1.5
 DEVIATIONS = 5.0
 
 _CHIP = {"seed": 2**40 + 17, "stream": 3, "chip": 12}
@@ -54,7 +55,10 @@ class DeviceContract:
     """
 
     levels: ClassVar[tuple[float, ...]] = (-1.5, 0.25, 1.0)
-    """Weights whose programmed values are checked against the closed-form moments."""
+    """Weights whose programmed values are checked against the closed-form moments; the full scale is 1.5."""
+
+    near_zero: ClassVar[float] = 2e-7
+    """What function body and reference may differ by, in fractions of the largest weight, near zero."""
 
     in_ops: ClassVar[bool] = True
     """Whether analog nodes can name the model; False for one that serves `device="programmed"`."""
@@ -64,7 +68,11 @@ class DeviceContract:
         description = type(device).describe()
         assert description.name == type(device).name == description.name.lower()
         assert all((description.summary, description.formula, description.source))
-        assert [field.name for field in description.fields] == list(device.attributes())
+        names = [field.name for field in description.fields]
+        assert names == [*device.parameter_names(), ops.STUCK_LOW, ops.STUCK_HIGH]
+        for preset in description.presets.values():
+            assert preset.source
+            type(device)(**preset.parameters)
         for field in description.fields:
             assert field.unit, field.name
             assert field.help, field.name
@@ -72,9 +80,10 @@ class DeviceContract:
             assert field.maximum is None or field.default <= field.maximum
 
     def test_parameters(self, device: DeviceModel) -> None:
-        """They round-trip, cannot be changed, must be known and within their range."""
+        """They round-trip, cannot change, must be known and within their range; the defaults are legal."""
         make: Any = type(device)
         assert make(**device.attributes()) == device
+        assert make() == make(**make().attributes())
         assert all(isinstance(value, float) for value in device.attributes().values())
         for field in make.describe().fields:
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -95,36 +104,20 @@ class DeviceContract:
 
     def test_same_bits_in_torch(self, device: DeviceModel) -> None:
         """NumPy and torch program the same bits."""
-        torch = pytest.importorskip("torch")
         weight = _weights()
-        expected = program_weight(weight, device, **_CHIP)
-        programmed = program_weight(torch.from_numpy(weight), device, **_CHIP, xp=torch).numpy()
-        assert expected.dtype == programmed.dtype == np.float32
-        np.testing.assert_array_equal(programmed.view(np.uint32), expected.view(np.uint32))
+        self._check_torch(device, weight, program_weight(weight, device, **_CHIP))
 
     def test_same_bits_in_the_library(self, device: DeviceModel) -> None:
-        """The native op computes with the same bits."""
-        if not (self.in_ops and has_library()):
-            pytest.skip("the native library is not built, or has no such device")
-        weight = _weights()
-        programmed = _programmed_by_op(device, weight, bodies=False)
-        np.testing.assert_array_equal(programmed, program_weight(weight, device, **_CHIP))
-
-    def test_function_body(self, device: DeviceModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The formula in ONNX ops agrees to 1e-5."""
+        """The native op computes with the same bits, and the formula in ONNX ops agrees to 1e-5."""
         if not self.in_ops:
             pytest.skip("no analog node can name this device")
-        monkeypatch.setenv(WITHOUT_LIBRARY, "1")
         weight = _weights()
-        programmed = _programmed_by_op(device, weight, bodies=True)
-        np.testing.assert_allclose(programmed, program_weight(weight, device, **_CHIP), rtol=1e-5, atol=1e-7)
+        self._check_ops(device, weight, program_weight(weight, device, **_CHIP))
 
     def test_moments(self, device: DeviceModel) -> None:
         """Mean and standard deviation of 2^20 devices match the closed forms."""
         for stream, level in enumerate(self.levels):
-            weight = np.full(DRAWS, level, np.float32)
-            programmed = program_weight(weight, device, **{**_CHIP, "stream": stream}).astype(np.float64)
-            _check_moments(programmed, device, level)
+            _check_moments(_devices_of(device, level, stream=stream), device, level)
 
     def test_one_number_per_device(self, device: DeviceModel) -> None:
         """Devices of one level differ: no draw per level, tensor or row."""
@@ -152,33 +145,98 @@ class DeviceContract:
     @pytest.mark.parametrize("change", [{"chip": 13}, {"stream": 4}, {"seed": 17}, {"copy": 1}])
     def test_independent(self, device: DeviceModel, change: dict[str, int]) -> None:
         """Another chip, weight, family or copy: no correlation over 2^20 devices."""
-        weight = np.full(DRAWS, self.levels[-1], np.float32)
-        mean, std = device.mean(self.levels[-1]), device.std(self.levels[-1])
-        one, other = (
-            (program_weight(weight, device, **where) - mean) / std for where in (_CHIP, {**_CHIP, **change})
-        )
+        one, other = (_deviations_of(device, self.levels[-1], **where) for where in ({}, change))
         assert abs(np.mean(one * other)) < DEVIATIONS / np.sqrt(DRAWS)
 
     def test_neighbours_are_independent(self, device: DeviceModel) -> None:
         """Devices next to each other, and those that share a Philox block, are not correlated."""
-        weight = np.full(DRAWS, self.levels[-1], np.float32)
-        programmed = program_weight(weight, device, **_CHIP).astype(np.float64)
-        deviation = (programmed - device.mean(self.levels[-1])) / device.std(self.levels[-1])
+        deviation = _deviations_of(device, self.levels[-1])
         for lag in (1, 16, 32, 64):
             correlation = np.mean(deviation[lag:] * deviation[:-lag])
             assert abs(correlation) < DEVIATIONS / np.sqrt(DRAWS - lag), lag
+
+    @pytest.mark.parametrize("copies", [2, 5])
+    def test_copies(self, device: DeviceModel, copies: int) -> None:
+        """Several devices per weight: the mean of them, the same bits in the library, close in the body."""
+        weight = _weights()
+        each = [program_weight(weight, device, **_CHIP, copy=copy) for copy in range(copies)]
+        expected = program_weight(weight, device, **_CHIP, copies=copies)
+        np.testing.assert_allclose(expected, np.mean(each, 0, np.float64), rtol=1e-5, atol=1e-6)
+        self._check_ops(device, weight, expected, copies=copies)
+        drawn = _devices_of(device, self.levels[0], copies=copies)
+        deviation = device.std(self.levels[0], FULL) / np.sqrt(copies)
+        squares = (drawn - device.mean(self.levels[0], FULL)) ** 2
+        assert abs(squares.mean() - deviation**2) < DEVIATIONS * squares.std() / np.sqrt(DRAWS)
+
+    def test_faults(self, device: DeviceModel) -> None:
+        """With any model: the moments of the mixture, the same bits everywhere."""
+        faulty = dataclasses.replace(device, stuck_low=0.05, stuck_high=0.03)
+        for stream, level in enumerate(self.levels):
+            _check_moments(_devices_of(faulty, level, stream=stream), faulty, level)
+        weight = _weights()
+        expected = program_weight(weight, faulty, **_CHIP, copies=2)
+        self._check_torch(faulty, weight, expected, copies=2)
+        self._check_ops(faulty, weight, expected, copies=2)
+
+    @pytest.mark.parametrize("floor", [0.0, 0.3])
+    @pytest.mark.parametrize("perm", [None, [1, 0]])
+    def test_full_scale_of_columns(self, device: DeviceModel, floor: float, perm: list[int] | None) -> None:
+        """Columns with a full scale of their own: what is largest in one column does not touch the others."""
+        if not isinstance(device, ScaledModel):
+            pytest.skip("the model has no full scale")
+        device = dataclasses.replace(device, scale_floor=floor)
+        weight, axis = _weights(), 1 if perm is None else 0
+        weight[2, 3] = 50.0
+        expected = program_weight(weight, device, **_CHIP, column_axis=axis)
+        self._check_torch(device, weight, expected, column_axis=axis)
+        self._check_ops(device, weight, expected, perm=perm)
+        if floor == 0:
+            alone = dataclasses.replace(device, scale_floor=1.0)
+            column: Any = (slice(None), 7) if axis else 7
+            others = np.zeros_like(weight)
+            others[column] = weight[column]
+            np.testing.assert_array_equal(program_weight(others, alone, **_CHIP)[column], expected[column])
+
+    def test_a_weight_of_zeros(self, device: DeviceModel) -> None:
+        """No full scale: nothing to divide by, and nothing to vary."""
+        weight = np.zeros((3, 70), np.float32)
+        expected = program_weight(weight, device, **_CHIP)
+        np.testing.assert_array_equal(expected, 0)
+        self._check_ops(device, weight, expected)
 
     def test_training_formula(self, device: DeviceModel) -> None:
         """Noise for training has the same moments, repeats with its generator, lets gradients through."""
         torch = pytest.importorskip("torch")
         level = self.levels[-1]
-        weight = torch.full((DRAWS,), level, requires_grad=True)
+        start = torch.full((DRAWS + 1,), level)
+        start[0] = FULL
+        weight = start.requires_grad_()
         one, again = (device.perturb(weight, torch.Generator().manual_seed(5)) for _ in range(2))
         assert torch.equal(one, again)
-        _check_moments(one.detach().numpy().astype(np.float64), device, level)
+        _check_moments(one.detach().numpy()[1:].astype(np.float64), device, level)
         (gradient,) = torch.autograd.grad(one.sum(), weight)
         assert torch.isfinite(gradient).all()
-        assert gradient.abs().mean() > 0
+        assert gradient[1:].abs().mean() > 0
+
+    def _check_torch(
+        self, device: DeviceModel, weight: np.ndarray, expected: np.ndarray, **where: Any
+    ) -> None:
+        torch = pytest.importorskip("torch")
+        programmed = program_weight(torch.from_numpy(weight), device, **_CHIP, **where, xp=torch).numpy()
+        assert expected.dtype == programmed.dtype == np.float32
+        np.testing.assert_array_equal(programmed.view(np.uint32), expected.view(np.uint32))
+
+    def _check_ops(self, device: DeviceModel, weight: np.ndarray, expected: np.ndarray, **more: Any) -> None:
+        """The native op computes with the same weights; its function body with close ones."""
+        if not self.in_ops:
+            return
+        if has_library():
+            np.testing.assert_array_equal(_programmed_by_op(device, weight, bodies=False, **more), expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(WITHOUT_LIBRARY, "1")
+            programmed = _programmed_by_op(device, weight, bodies=True, **more)
+        near_zero = self.near_zero * np.abs(expected).max()
+        np.testing.assert_allclose(programmed, expected, rtol=1e-5, atol=near_zero)
 
 
 def _weights() -> np.ndarray:
@@ -189,18 +247,42 @@ def _weights() -> np.ndarray:
     return weight
 
 
+def _devices_of(device: DeviceModel, level: float, **where: int) -> np.ndarray:
+    """2^20 programmed devices of one weight, in a tensor whose full scale is `FULL`; float64."""
+    weight = np.full(DRAWS + 1, level, np.float32)
+    weight[0] = FULL
+    programmed: np.ndarray = program_weight(weight, device, **{**_CHIP, **where})
+    return programmed[1:].astype(np.float64)
+
+
+def _deviations_of(device: DeviceModel, level: float, **where: int) -> np.ndarray:
+    """The same, less their mean, over their standard deviation."""
+    drawn = _devices_of(device, level, **where)
+    deviations: np.ndarray = (drawn - device.mean(level, FULL)) / device.std(level, FULL)
+    return deviations
+
+
 def _check_moments(programmed: np.ndarray, device: DeviceModel, level: float) -> None:
     """Compares a sample's mean and variance with the closed forms, by their standard errors."""
-    mean, std = float(device.mean(level)), float(device.std(level))
+    mean, std = float(device.mean(level, FULL)), float(device.std(level, FULL))
     assert abs(programmed.mean() - mean) < DEVIATIONS * std / np.sqrt(programmed.size)
     squares = (programmed - mean) ** 2
     assert abs(squares.mean() - std**2) < DEVIATIONS * squares.std() / np.sqrt(programmed.size)
 
 
-def _programmed_by_op(device: DeviceModel, weight: np.ndarray, *, bodies: bool) -> np.ndarray:
-    """What AnalogMatMul computes with, read out by multiplying the unit matrix."""
+def _programmed_by_op(
+    device: DeviceModel,
+    weight: np.ndarray,
+    *,
+    bodies: bool,
+    copies: int | None = None,
+    perm: list[int] | None = None,
+) -> np.ndarray:
+    """What AnalogMatMul computes with, as stored, read out by multiplying the unit matrix."""
     attributes: dict[str, Any] = {"device": device.name, **device.attributes()}
     attributes |= {"seed": _CHIP["seed"], "stream": _CHIP["stream"]}
+    attributes |= {} if copies is None else {ops.COPIES: copies}
+    attributes |= {} if perm is None else {ops.WEIGHT_PERM: perm}
     node = helper.make_node(
         ops.ANALOG_MATMUL, ["x", "w", ops.CHIP_INPUT], ["y"], domain=ops.DOMAIN, **attributes
     )
@@ -216,4 +298,6 @@ def _programmed_by_op(device: DeviceModel, weight: np.ndarray, *, bodies: bool) 
     helper.set_model_props(model, {ops.META_CHIP_INPUT: ops.CHIP_INPUT})
     if bodies:
         model.functions.extend(function_bodies([node], BITWISE_OPSET))
-    return Session(model).run(np.eye(len(weight), dtype=np.float32), chip=_CHIP["chip"])[0]
+    rows = weight.shape[0 if perm is None else perm[0]]
+    effective = Session(model).run(np.eye(rows, dtype=np.float32), chip=_CHIP["chip"])[0]
+    return effective if perm is None else effective.transpose(perm)

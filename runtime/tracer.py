@@ -36,8 +36,23 @@ class Value:
     def __sub__(self, other: Value | float) -> Value:
         return self._binary("Sub", other)
 
+    def __rsub__(self, other: float) -> Value:
+        return self.tracer.op("Sub", self._operand(other), self, dtype=self.dtype)
+
     def __mul__(self, other: Value | float) -> Value:
         return self._binary("Mul", other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return self._binary("Div", other)
+
+    def __neg__(self) -> Value:
+        return self.tracer.op("Neg", self, dtype=self.dtype)
+
+    def __lt__(self, other: Value | float) -> Value:
+        return self.tracer.op("Less", self, self._operand(other), dtype=np.bool_)
+
+    def __gt__(self, other: Value | float) -> Value:
+        return self.tracer.op("Greater", self, self._operand(other), dtype=np.bool_)
 
     def __and__(self, other: Value | int) -> Value:
         return self._binary("BitwiseAnd", other)
@@ -47,6 +62,10 @@ class Value:
 
     def __xor__(self, other: Value | int) -> Value:
         return self._binary("BitwiseXor", other)
+
+    def __lshift__(self, bits: int) -> Value:
+        """Of int64 values that stay below 2^63."""
+        return self * (1 << bits)
 
     def __rshift__(self, bits: int) -> Value:
         """Logical shift of int64: ONNX shifts unsigned integers only."""
@@ -101,6 +120,20 @@ class Tracer:
         """`x` in another type."""
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.op("Cast", x, dtype=dtype, to=to)
+
+    def abs(self, x: Value) -> Value:
+        """Absolute value."""
+        return self.op("Abs", x, dtype=x.dtype)
+
+    def floor(self, x: Value) -> Value:
+        """Largest integer that is not above."""
+        return self.op("Floor", x, dtype=x.dtype)
+
+    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
+        """One or the other; a number takes the other's type."""
+        dtype = yes.dtype if isinstance(yes, Value) else no.dtype if isinstance(no, Value) else np.float32
+        values = [v if isinstance(v, Value) else self.constant(v, dtype) for v in (yes, no)]
+        return self.op("Where", condition, *values, dtype=dtype)
 
     def float32(self, x: Value) -> Value:
         """Integers as float32."""

@@ -8,11 +8,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from cnpass.errors import ModelError, UsageError
-from cnpass.runtime.devices.base import DeviceDescription, DeviceModel, Draws, FieldDescription
+from cnpass.runtime.devices.base import (
+    FULL_SCALE,
+    SCALE_FLOOR,
+    DeviceDescription,
+    DeviceModel,
+    Draws,
+    FieldDescription,
+    Preset,
+    ScaledModel,
+    TorchDraws,
+)
+from cnpass.runtime.devices.gaussian import Gaussian
 from cnpass.runtime.devices.lognormal import LogNormal
-from cnpass.runtime.ops import PROGRAMMED
+from cnpass.runtime.devices.proportional import Proportional
+from cnpass.runtime.ops import PROGRAMMED, STUCK_HIGH, STUCK_LOW
 
-_DEVICES: dict[str, type[DeviceModel]] = {device.name: device for device in (LogNormal,)}
+_DEVICES: dict[str, type[DeviceModel]] = {
+    device.name: device for device in (LogNormal, Gaussian, Proportional)
+}
 
 
 def device_names() -> list[str]:
@@ -43,7 +57,8 @@ def make_device(name: str, **parameters: float) -> DeviceModel:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"device {name!r}, parameter {where!r}: {first['msg'].lower()}") from None
+        place = f", parameter {where!r}" if where else ""
+        raise UsageError(f"device {name!r}{place}: {first['msg'].lower()}") from None
 
 
 def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
@@ -63,20 +78,28 @@ def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
     if name == PROGRAMMED:
         return None
     try:
-        parameters = make_device(name).attributes()
+        parameters = get_device(name).parameter_names()
         if missing := [parameter for parameter in parameters if parameter not in attributes]:
             raise ModelError(f"device {name!r} needs attribute {missing[0]!r}")
+        parameters += [rate for rate in (STUCK_LOW, STUCK_HIGH) if rate in attributes]
         return make_device(name, **{parameter: attributes[parameter] for parameter in parameters})
     except UsageError as error:
         raise ModelError(str(error)) from None
 
 
 __all__ = [
+    "FULL_SCALE",
+    "SCALE_FLOOR",
     "DeviceDescription",
     "DeviceModel",
     "Draws",
     "FieldDescription",
+    "Gaussian",
     "LogNormal",
+    "Preset",
+    "Proportional",
+    "ScaledModel",
+    "TorchDraws",
     "device_from_attributes",
     "device_names",
     "get_device",

@@ -43,11 +43,8 @@ class LogNormal(DeviceModel):
         """See `DeviceModel.respond`."""
         return weight * functions.exp(draws.normals() * parameters["sigma"])
 
-    def mean(self, weight: Array) -> np.ndarray:
-        """See `DeviceModel.mean`."""
-        return np.asarray(weight, np.float64) * math.exp(self.sigma**2 / 2)
-
-    def std(self, weight: Array) -> np.ndarray:
-        """See `DeviceModel.std`."""
+    def moments(self, weight: np.ndarray, full_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `DeviceModel.moments`."""
+        del full_scale
         variance = self.sigma**2
-        return np.abs(np.asarray(weight, np.float64)) * math.sqrt(math.expm1(variance) * math.exp(variance))
+        return weight * math.exp(variance / 2), weight**2 * (math.expm1(variance) * math.exp(variance))

@@ -22,7 +22,7 @@ constexpr int64_t kDirectRun = 1024;  // positions computed in one go, unless a 
 
 class AnalogConv : public Op {
  public:
-  explicit AnalogConv(const NodeInfo& node) : attributes_(node), weights_(node, 1) {
+  explicit AnalogConv(const NodeInfo& node) : attributes_(node), weights_(node, 1, 0) {
     if (weights_.constant_dims()) attributes_.check_weight(*weights_.constant_dims());
   }
 

@@ -2,23 +2,95 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "kernels.h"
 #include "ort_node.h"
 
 namespace cnpass {
 
+// Purposes of random numbers; the list of all of them is in runtime/ops.py.
+constexpr uint32_t kProgramming = 0;
+constexpr uint32_t kFaults = 1;
+
+// Consecutive elements of a weight tensor.
+struct Piece {
+  uint64_t first;
+  size_t count;  // at most kPiece
+  const float* weight;
+  const float* scale;  // full scale of each element; null unless the model is scaled or there are faults
+};
+
+constexpr size_t kPiece = 1024;  // what a model has in hand at a time stays in the first-level cache
+
+// Rates of stuck devices, in 2^-32: how many values of a random word mean so.
+struct Faults {
+  uint64_t low = 0;
+  uint64_t high = 0;
+
+  bool any() const { return low + high > 0; }
+
+  // For each element of the piece -1 if its device is stuck low, 1 if it is stuck high, else 0.
+  void states(const Draws& draws, uint32_t purpose, const Piece& piece, int8_t* out) const;
+};
+
 class DeviceModel {
  public:
   virtual ~DeviceModel() = default;
 
-  // Programs elements first, first + 1, ... of a weight tensor; `draws` holds all but the purpose and the
-  // copy.
-  virtual void program(const Draws& draws, uint64_t first, size_t count, const float* weight,
-                       float* out) const = 0;
+  // Whether the formula needs the full scale, and the least one of a column relative to that of the tensor.
+  virtual bool scaled() const { return false; }
+  virtual float scale_floor() const { return 1.0f; }
+
+  // Whether `respond` puts in the faults itself.
+  virtual bool handles_faults() const { return false; }
+
+  // One device, or pair of devices, per weight; `draws` holds all but the purpose.
+  virtual void respond(const Draws& draws, const Piece& piece, const Faults& faults, float* out) const = 0;
 };
 
-// The model that the attributes name; null for "programmed", whose weights come as they are.
-std::unique_ptr<DeviceModel> make_device(const NodeInfo& node);
+// The attribute `name`, of which `low` and `high` are the bounds.
+float parameter(const NodeInfo& node, const char* name, float low, float high);
+
+// The largest absolute weight of the tensor or, where that is more than `floor` of it, of the column.
+class FullScale {
+ public:
+  FullScale() = default;
+  // Columns are counted along `axis` of the stored weight.
+  FullScale(const float* weight, const Dims& dims, size_t axis, float floor);
+
+  float at(uint64_t element) const {
+    return values_.size() == 1 ? values_[0] : values_[element / stride_ % values_.size()];
+  }
+
+ private:
+  std::vector<float> values_{0.0f};
+  uint64_t stride_ = 1;
+};
+
+// A device model with faults, and with any number of devices per weight: everything between a stored weight
+// and the one that a chip holds.
+class Programmer {
+ public:
+  // Reads the attributes device (and its parameters), stuck_low, stuck_high and copies.
+  explicit Programmer(const NodeInfo& node);
+
+  // Whether weights come as they are, programmed upstream.
+  bool transparent() const { return model_ == nullptr; }
+
+  bool scaled() const { return model_ != nullptr && (model_->scaled() || faults_.any()); }
+  float scale_floor() const { return model_->scale_floor(); }
+
+  // Programs `count` elements from `first` on; `draws` holds all but the purpose, with copy 0.
+  void program(const Draws& draws, uint64_t first, size_t count, const float* weight, const FullScale& scale,
+               float* out) const;
+
+ private:
+  void program_piece(const Draws& draws, const Piece& piece, float* out) const;
+
+  std::unique_ptr<DeviceModel> model_;  // null: programmed upstream
+  Faults faults_;
+  uint32_t copies_ = 1;
+};
 
 }  // namespace cnpass

@@ -20,7 +20,8 @@ struct Draws {
 
 // The same bits on every instruction set, and as runtime/philox.py and runtime/devices.
 struct RandomKernels {
-  // Standard normals of elements first, first + 1, ...
+  // Random words and standard normals of elements first, first + 1, ...
+  void (*words)(const Draws& draws, uint64_t first, size_t count, uint32_t* out);
   void (*normals)(const Draws& draws, uint64_t first, size_t count, float* out);
   // out = weight * exp(sigma * normal), for elements first, first + 1, ...
   void (*lognormal)(const Draws& draws, uint64_t first, size_t count, float sigma, const float* weight,

@@ -141,6 +141,19 @@ inline __attribute__((always_inline)) void for_groups(const Draws& draws, uint64
   }
 }
 
+void words(const Draws& draws, uint64_t first, size_t count, uint32_t* out) {
+  alignas(64) uint32_t group[kGroup];  // word p of every block goes to part p of the group
+  for (size_t i = 0; i < count;) {
+    const size_t skip = (first + i) % kGroup;
+    const size_t left = count - i;
+    const size_t n = left < kGroup - skip ? left : kGroup - skip;
+    philox(draws, (first + i) / kGroup * kLanes, group, group + kLanes, group + 2 * kLanes,
+           group + 3 * kLanes);
+    memcpy(out + i, group + skip, n * sizeof *out);
+    i += n;
+  }
+}
+
 void normals(const Draws& draws, uint64_t first, size_t count, float* out) {
   for_groups(draws, first, count,
              [=](const float* normal, size_t i, size_t n) { memcpy(out + i, normal, n * sizeof *out); });
@@ -160,7 +173,7 @@ void lognormal(const Draws& draws, uint64_t first, size_t count, float sigma, co
 }  // namespace
 
 extern const RandomKernels kRandom;
-const RandomKernels kRandom = {normals, lognormal};
+const RandomKernels kRandom = {words, normals, lognormal};
 
 }  // namespace CNPASS_LEVEL
 }  // namespace cnpass

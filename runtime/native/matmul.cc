@@ -16,7 +16,7 @@ constexpr int64_t kColumnBlock = 512;
 
 class AnalogMatMul : public Op {
  public:
-  explicit AnalogMatMul(const NodeInfo& node) : weights_(node, 1) {
+  explicit AnalogMatMul(const NodeInfo& node) : weights_(node, 1, 1) {
     if (weights_.constant_dims()) check_weight(*weights_.constant_dims());
   }
 

@@ -80,7 +80,7 @@ void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weigh
   });
 }
 
-Weights::Weights(const NodeInfo& node, size_t input) : device_(make_device(node)) {
+Weights::Weights(const NodeInfo& node, size_t input, size_t column_axis) : programmer_(node) {
   draws_.seed = static_cast<uint64_t>(node.integer("seed").value_or(0));
   const int64_t stream = node.integer("stream").value_or(0);
   if (stream < 0 || stream > kMaxStream) {
@@ -97,8 +97,17 @@ Weights::Weights(const NodeInfo& node, size_t input) : device_(make_device(node)
                   std::to_string(sorted.size() - 1));
     }
   }
-  if (const std::optional<Tensor> weight = node.constant_input(input))
+  column_axis_ = perm_.size() > column_axis ? static_cast<size_t>(perm_[column_axis]) : column_axis;
+  if (const std::optional<Tensor> weight = node.constant_input(input)) {
     constant_dims_ = effective(weight->dims);
+    constant_scale_ = full_scale(*weight);
+  }
+}
+
+FullScale Weights::full_scale(const Tensor& weight) const {
+  if (!programmer_.scaled() || column_axis_ >= weight.dims.size()) return {};
+  if (element_count(weight.dims) == 0) return {};
+  return FullScale(weight.floats(), weight.dims, column_axis_, programmer_.scale_floor());
 }
 
 Dims Weights::effective(const Dims& dims) const {
@@ -113,7 +122,7 @@ Dims Weights::effective(const Dims& dims) const {
 }
 
 bool Weights::current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const {
-  if (snapshot.chip != chip && device_ != nullptr) return false;
+  if (snapshot.chip != chip && !programmer_.transparent()) return false;
   if (constant_dims_) return true;
   return snapshot.dims == weight.dims &&
          std::memcmp(snapshot.stored.data(), weight.data, snapshot.stored.size() * sizeof(float)) == 0;
@@ -142,15 +151,16 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
   const float* values = weight.floats();
   if (!constant_dims_) fresh->stored.assign(values, values + count);
   Buffer programmed;
-  if (device_ != nullptr && chip != kIdealChip) {
+  if (!programmer_.transparent() && chip != kIdealChip) {
+    const FullScale scale = constant_dims_ ? constant_scale_ : full_scale(weight);
     float* out = programmed.reserve(count);
     Draws draws = draws_;
     draws.chip = static_cast<uint32_t>(chip);
     call.parallel_for(divide_up(count, kProgrammedAtOnce), [&](int64_t i) {
       const int64_t first = i * kProgrammedAtOnce;
       const int64_t n = std::min(kProgrammedAtOnce, count - first);
-      device_->program(draws, static_cast<uint64_t>(first), static_cast<size_t>(n), values + first,
-                       out + first);
+      programmer_.program(draws, static_cast<uint64_t>(first), static_cast<size_t>(n), values + first, scale,
+                          out + first);
     });
     values = out;
   }

@@ -41,9 +41,9 @@ class Weights {
   using Pack =
       std::function<void(const Dims& dims, const Dims& strides, const float* programmed, Buffer* packed)>;
 
-  // Reads the attributes device (and its parameters), seed, stream and weight_perm, for the weight at
-  // `input`.
-  Weights(const NodeInfo& node, size_t input);
+  // Reads the attributes of the device, seed, stream and weight_perm, for the weight at `input`, as the op
+  // uses it with crossbar columns along `column_axis`.
+  Weights(const NodeInfo& node, size_t input, size_t column_axis);
 
   // Dimensions of the constant weight as the op uses it; without a value if it is not a constant.
   std::optional<Dims> constant_dims() const { return constant_dims_; }
@@ -66,10 +66,14 @@ class Weights {
 
   bool current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const;
 
-  std::unique_ptr<DeviceModel> device_;  // null: programmed upstream
+  FullScale full_scale(const Tensor& weight) const;
+
+  Programmer programmer_;
   Draws draws_{};
-  Dims perm_;  // empty: identity
+  Dims perm_;           // empty: identity
+  size_t column_axis_;  // of the stored weight
   std::optional<Dims> constant_dims_;
+  FullScale constant_scale_;
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const Snapshot> snapshot_;
 };

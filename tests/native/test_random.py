@@ -8,7 +8,7 @@ import platform
 import numpy as np
 import pytest
 
-from cnpass.runtime.devices import LogNormal
+from cnpass.runtime.devices import LogNormal, device_names, make_device
 from cnpass.runtime.philox import normals
 from cnpass.runtime.reference import program_weight
 
@@ -99,3 +99,31 @@ def test_every_instruction_set_programs_the_same_weights(with_isa, isa):
     used, digest = done.stdout.split()
     assert used <= isa
     assert digest == hashlib.sha256(expected.tobytes()).hexdigest()
+
+
+READ_OUT = """
+import hashlib, os
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.register_custom_ops_library(os.environ["LIBRARY"])
+session = ort.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
+x = np.eye(300, dtype=np.float32)
+print(hashlib.sha256(session.run(None, {"x": x, "chip": np.array(5)})[0].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one instruction set")
+@pytest.mark.parametrize("isa", ["v1", "v3", "v4"])
+@pytest.mark.parametrize("name", device_names())
+def test_every_device_on_every_instruction_set(make_model, with_isa, tmp_path, isa, name):
+    """With faults and copies, several pieces of 1024 elements; the unit matrix reads the weight out."""
+    device = make_device(name, stuck_low=0.1, stuck_high=0.05)
+    weight = np.random.default_rng(3).standard_normal((300, 29)).astype(np.float32)
+    attributes = {"device": name, **device.attributes(), "seed": 2**40, "stream": 6, "copies": 3}
+    inputs = {"x": np.eye(300, dtype=np.float32), "w": weight, "chip": np.array(0)}
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make_model("AnalogMatMul", inputs, {"x", "chip"}, attributes).SerializeToString())
+    expected = program_weight(weight, device, seed=2**40, stream=6, chip=5, copies=3)
+    done = with_isa(isa, READ_OUT, MODEL=str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(expected.tobytes()).hexdigest()

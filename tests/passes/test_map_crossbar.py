@@ -18,7 +18,7 @@ from cnpass.passes.analog import analog_nodes
 from cnpass.passes.base import PassError, PassPreconditionError
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.passes.pipeline import Verifying
-from cnpass.runtime.devices import LogNormal
+from cnpass.runtime.devices import Gaussian, LogNormal, Proportional
 from cnpass.runtime.reference import program_weight
 from cnpass.runtime.session import Session
 
@@ -114,6 +114,39 @@ def test_a_tied_weight_is_one_set_of_devices(named_case, weight):
         w = program_weight(stored, LogNormal(sigma=0.4), seed=9, stream=0, chip=chip)
         expected = np.maximum(x @ w, 0) @ w.T + weight(4)
         np.testing.assert_allclose(run(document.to_proto(), x, chip=chip), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_columns_of_a_weight_used_both_ways_are_refused(named_case):
+    step = Pipeline.parse("map-crossbar{device=gaussian,scale-floor=0.5}")
+    with pytest.raises(PassError, match="uses a weight across that another node uses along"):
+        step.run(Document.from_proto(named_case("tied")))
+
+
+def test_columns_with_a_full_scale_each(build, weight):
+    """A Gemm that stores its weight transposed has its columns along the first axis."""
+    model = build([helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], {"w": weight(3, 4)})
+    document = Document.from_proto(model)
+    Pipeline.parse("map-crossbar{device=gaussian,sigma=0.2,scale-floor=0,stuck-high=0.1}").run(document)
+    device = Gaussian(sigma=0.2, scale_floor=0.0, stuck_high=0.1)
+    w = program_weight(weight(3, 4), device, seed=0, stream=0, chip=6, column_axis=0)
+    x = weight(2, 4)
+    np.testing.assert_allclose(run(document.to_proto(), x, chip=6), x @ w.T, rtol=1e-5, atol=1e-6)
+
+
+def test_copies_stay_with_the_weight(build, weight):
+    """A new device model leaves them, and nodes beside get one copy, for all share a function body."""
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["h"]), helper.make_node("MatMul", ["h", "b"], ["y"])]
+    document = Document.from_proto(build(nodes, {"a": weight(4, 4), "b": weight(4, 2)}))
+    Pipeline.parse("map-crossbar").run(document)
+    first, second = document.graph.nodes
+    first.attrs["copies"] = 3
+    Pipeline.parse("map-crossbar{device=proportional}").run(document)
+    assert (first.attrs["copies"], second.attrs["copies"]) == (3, 1)
+    chip = {"device": Proportional(), "seed": 0, "chip": 2}
+    a = program_weight(weight(4, 4), **chip, stream=0, copies=3)
+    b = program_weight(weight(4, 2), **chip, stream=1)
+    x = weight(2, 4)
+    np.testing.assert_allclose(run(document.to_proto(), x, chip=2), x @ a @ b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["conv-transposed-weight", "matmul-behind-everything"])
