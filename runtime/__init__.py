@@ -2,10 +2,13 @@
 
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 from cnpass.runtime.devices import (
+    Conductance,
     DeviceModel,
     Gaussian,
     LogNormal,
+    Pcm,
     Proportional,
+    Reram,
     device_names,
     get_device,
     make_device,
@@ -16,10 +19,13 @@ from cnpass.runtime.session import Session
 
 __all__ = [
     "BITWISE_OPSET",
+    "Conductance",
     "DeviceModel",
     "Gaussian",
     "LogNormal",
+    "Pcm",
     "Proportional",
+    "Reram",
     "Session",
     "analog_conv",
     "analog_matmul",

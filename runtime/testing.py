@@ -12,6 +12,7 @@ figure that it checks: a correct model that draws other numbers misses one with 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import subprocess
@@ -247,6 +248,7 @@ def _weights() -> np.ndarray:
     return weight
 
 
+@functools.lru_cache(maxsize=8)
 def _devices_of(device: DeviceModel, level: float, **where: int) -> np.ndarray:
     """2^20 programmed devices of one weight, in a tensor whose full scale is `FULL`; float64."""
     weight = np.full(DRAWS + 1, level, np.float32)

@@ -28,6 +28,7 @@ def show_device(name: NameArgument, console: Console) -> None:
     from cnpass.runtime.devices import get_device
 
     found = get_device(name).describe()
+    name = found.name
     if console.form is Format.JSON:
         console.json(json.dumps(asdict(found), indent=2))
         return
@@ -39,6 +40,11 @@ def show_device(name: NameArgument, console: Console) -> None:
         ("parameter", ">default", ">from", ">to", "unit", "meaning"),
         ((f.name, f.default, f.minimum, f.maximum, f.unit, f.help) for f in found.fields),
     )
+    if found.presets:
+        console.line()
+        console.table(
+            ("preset", "source"), ((f"{name}:{key}", item.source) for key, item in found.presets.items())
+        )
 
 
 def list_passes(console: Console) -> None:

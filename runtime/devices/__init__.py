@@ -19,13 +19,17 @@ from cnpass.runtime.devices.base import (
     ScaledModel,
     TorchDraws,
 )
+from cnpass.runtime.devices.conductance import Conductance
 from cnpass.runtime.devices.gaussian import Gaussian
 from cnpass.runtime.devices.lognormal import LogNormal
+from cnpass.runtime.devices.pair import PairModel
+from cnpass.runtime.devices.pcm import Pcm
 from cnpass.runtime.devices.proportional import Proportional
+from cnpass.runtime.devices.reram import Reram
 from cnpass.runtime.ops import PROGRAMMED, STUCK_HIGH, STUCK_LOW
 
 _DEVICES: dict[str, type[DeviceModel]] = {
-    device.name: device for device in (LogNormal, Gaussian, Proportional)
+    device.name: device for device in (LogNormal, Gaussian, Proportional, Conductance, Pcm, Reram)
 }
 
 
@@ -35,30 +39,44 @@ def device_names() -> list[str]:
 
 
 def get_device(name: str) -> type[DeviceModel]:
-    """The device model of that name.
+    """The device model of that name; a preset may follow, as in `pcm:joshi`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it has no such preset.
     """
-    try:
-        return _DEVICES[name]
-    except KeyError:
-        raise UsageError(f"device {name!r} is unknown; known are {', '.join(_DEVICES)}") from None
+    return _find(name)[0]
 
 
 def make_device(name: str, **parameters: float) -> DeviceModel:
-    """A device model with parameters; those not given keep their default.
+    """A device model with parameters; those not given keep the preset's value, or their default.
+
+    Args:
+        name: of the device model, or of that and a preset: `pcm` or `pcm:joshi`.
+        **parameters: by name.
 
     Raises:
         UsageError: name or parameter is unknown, or a value is out of range.
     """
+    device, preset = _find(name)
     try:
-        return get_device(name)(**parameters)
+        return device(**{**preset, **parameters})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         place = f", parameter {where!r}" if where else ""
         raise UsageError(f"device {name!r}{place}: {first['msg'].lower()}") from None
+
+
+def _find(name: str) -> tuple[type[DeviceModel], Mapping[str, float]]:
+    """A device model, and the parameters of the preset that the name holds."""
+    model, colon, preset = name.partition(":")
+    if model not in _DEVICES:
+        raise UsageError(f"device {model!r} is unknown; known are {', '.join(_DEVICES)}")
+    presets = _DEVICES[model].presets
+    if colon and preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise UsageError(f"device {model!r} has no preset {preset!r}; it has: {known}")
+    return _DEVICES[model], presets[preset].parameters if colon else {}
 
 
 def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
@@ -90,14 +108,18 @@ def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
 __all__ = [
     "FULL_SCALE",
     "SCALE_FLOOR",
+    "Conductance",
     "DeviceDescription",
     "DeviceModel",
     "Draws",
     "FieldDescription",
     "Gaussian",
     "LogNormal",
+    "PairModel",
+    "Pcm",
     "Preset",
     "Proportional",
+    "Reram",
     "ScaledModel",
     "TorchDraws",
     "device_from_attributes",

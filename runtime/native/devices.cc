@@ -46,7 +46,7 @@ class Gaussian : public DeviceModel {
   float scale_floor() const override { return floor_; }
 
   void respond(const Draws& draws, const Piece& piece, const Faults&, float* out) const override {
-    kernels().random.normals(for_purpose(draws, kProgramming), piece.first, piece.count, out);
+    draw(draws, kProgramming, piece, out);
     for (size_t i = 0; i < piece.count; ++i) out[i] = piece.weight[i] + out[i] * (sigma_ * piece.scale[i]);
   }
 
@@ -61,7 +61,7 @@ class Proportional : public DeviceModel {
   explicit Proportional(const NodeInfo& node) : sigma_(parameter(node, "sigma", 0.0f, 2.0f)) {}
 
   void respond(const Draws& draws, const Piece& piece, const Faults&, float* out) const override {
-    kernels().random.normals(for_purpose(draws, kProgramming), piece.first, piece.count, out);
+    draw(draws, kProgramming, piece, out);
     for (size_t i = 0; i < piece.count; ++i) out[i] = piece.weight[i] * (out[i] * sigma_ + 1.0f);
   }
 
@@ -83,6 +83,9 @@ constexpr Entry kModels[] = {
     {"lognormal", make<LogNormal>},
     {"gaussian", make<Gaussian>},
     {"proportional", make<Proportional>},
+    {"conductance", make_conductance},
+    {"pcm", make_pcm},
+    {"reram", make_reram},
 };
 
 std::unique_ptr<DeviceModel> make_device(const NodeInfo& node) {
@@ -112,6 +115,11 @@ float parameter(const NodeInfo& node, const char* name, float low, float high) {
     throw Error(std::string("attribute \"") + name + "\" is " + text);
   }
   return *value;
+}
+
+void draw(Draws draws, uint32_t purpose, const Piece& piece, float* out) {
+  draws.purpose = purpose;
+  kernels().random.normals(draws, piece.first, piece.count, out);
 }
 
 void Faults::states(const Draws& draws, uint32_t purpose, const Piece& piece, int8_t* out) const {

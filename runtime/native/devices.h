@@ -12,6 +12,12 @@ namespace cnpass {
 // Purposes of random numbers; the list of all of them is in runtime/ops.py.
 constexpr uint32_t kProgramming = 0;
 constexpr uint32_t kFaults = 1;
+constexpr uint32_t kDriftExponent = 2;
+constexpr uint32_t kSecondDevice = 3;
+constexpr uint32_t kSlowNoise = 4;
+constexpr uint32_t kSecondFaults = 5;
+constexpr uint32_t kSecondDriftExponent = 6;
+constexpr uint32_t kSecondSlowNoise = 7;
 
 // Consecutive elements of a weight tensor.
 struct Piece {
@@ -51,6 +57,14 @@ class DeviceModel {
 
 // The attribute `name`, of which `low` and `high` are the bounds.
 float parameter(const NodeInfo& node, const char* name, float low, float high);
+
+// The standard normals of a piece.
+void draw(Draws draws, uint32_t purpose, const Piece& piece, float* out);
+
+// Models in which a weight is a pair of devices.
+std::unique_ptr<DeviceModel> make_conductance(const NodeInfo& node);
+std::unique_ptr<DeviceModel> make_pcm(const NodeInfo& node);
+std::unique_ptr<DeviceModel> make_reram(const NodeInfo& node);
 
 // The largest absolute weight of the tensor or, where that is more than `floor` of it, of the column.
 class FullScale {

@@ -23,6 +23,9 @@ struct RandomKernels {
   // Random words and standard normals of elements first, first + 1, ...
   void (*words)(const Draws& draws, uint64_t first, size_t count, uint32_t* out);
   void (*normals)(const Draws& draws, uint64_t first, size_t count, float* out);
+  // The functions of runtime/numerics.py, for positive, normal values and for values between -87 and 88.
+  void (*log)(const float* x, size_t count, float* out);
+  void (*exp)(const float* x, size_t count, float* out);
   // out = weight * exp(sigma * normal), for elements first, first + 1, ...
   void (*lognormal)(const Draws& draws, uint64_t first, size_t count, float sigma, const float* weight,
                     float* out);

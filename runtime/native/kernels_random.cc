@@ -159,6 +159,14 @@ void normals(const Draws& draws, uint64_t first, size_t count, float* out) {
              [=](const float* normal, size_t i, size_t n) { memcpy(out + i, normal, n * sizeof *out); });
 }
 
+void log(const float* x, size_t count, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = log_of(x[i]);
+}
+
+void exp(const float* x, size_t count, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i] = exp_of(x[i]);
+}
+
 void lognormal(const Draws& draws, uint64_t first, size_t count, float sigma, const float* weight,
                float* out) {
   for_groups(draws, first, count, [=](const float* __restrict normal, size_t i, size_t n) {
@@ -173,7 +181,7 @@ void lognormal(const Draws& draws, uint64_t first, size_t count, float sigma, co
 }  // namespace
 
 extern const RandomKernels kRandom;
-const RandomKernels kRandom = {words, normals, lognormal};
+const RandomKernels kRandom = {words, normals, log, exp, lognormal};
 
 }  // namespace CNPASS_LEVEL
 }  // namespace cnpass
