@@ -21,8 +21,12 @@ def check_output(path: Path, *, force: bool) -> None:
         raise UsageError(f"{path}: exists already; --force overwrites it, -o names another file")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {path.parent} cannot be written")
+    try:
+        # Asked by doing: permissions say nothing of special file systems, nor to a superuser.
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = error.strerror
+        raise UsageError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
 
 
 def write_text(path: Path, text: str, *, force: bool = True) -> None:

@@ -252,6 +252,13 @@ def test_folder_without_write_permission(cnpass, digits: Path) -> None:
     assert "cannot be written" in done.err
 
 
+def test_folder_in_which_nobody_can_make_a_file(cnpass, digits: Path) -> None:
+    """Its permissions do not say so to root: the check has to try, and before any work is done."""
+    done = cnpass("optimize", digits, "-o", "/proc/out.onnx")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("cnpass: error: /proc/out.onnx: the folder /proc cannot be")
+
+
 def test_internal_errors_are_one_line(cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug\nof two lines")
