@@ -26,7 +26,7 @@ from cnpass.passes.base import (
 from cnpass.passes.conversion import convert
 from cnpass.passes.device import DevicePass
 from cnpass.runtime import ops
-from cnpass.runtime.devices import SCALE_FLOOR
+from cnpass.runtime.devices import SCALE_FLOOR, in_ops
 from cnpass.shapes import Shapes
 
 _OF_THE_WEIGHT = ("stream", ops.COPIES, ops.WEIGHT_PERM)
@@ -60,6 +60,12 @@ class MapCrossbar(DevicePass):
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
+        if not in_ops(self.device.name):
+            raise PassPreconditionError(
+                self.name,
+                f"no analog node can name device {self.device.name!r} of another package; put its nodes in "
+                "front of nodes with device programmed (cnpass.runtime.program_node)",
+            )
         found = plan(document)
         if not found.analog:
             raise PassPreconditionError(self.name, f"no node can run on a crossbar: {found.why_none()}")

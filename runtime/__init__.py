@@ -14,11 +14,13 @@ from cnpass.runtime.devices import (
     make_device,
 )
 from cnpass.runtime.library import get_library_path, has_library
+from cnpass.runtime.program import PROGRAM_DOMAIN, program_function, program_node
 from cnpass.runtime.reference import analog_conv, analog_matmul, program_weight, reference_ops
 from cnpass.runtime.session import Session
 
 __all__ = [
     "BITWISE_OPSET",
+    "PROGRAM_DOMAIN",
     "Conductance",
     "DeviceModel",
     "Gaussian",
@@ -35,6 +37,8 @@ __all__ = [
     "get_library_path",
     "has_library",
     "make_device",
+    "program_function",
+    "program_node",
     "program_weight",
     "reference_ops",
 ]

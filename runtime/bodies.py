@@ -18,7 +18,7 @@ What the pass that writes the nodes has to keep to:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -153,7 +153,7 @@ def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto
     tracer = Tracer()
     weight = tracer.input("W", np.float32)
     if device is not None:
-        weight = _programmed(tracer, weight, device, op_type, names)
+        weight = programmed(tracer, weight, device, names, lambda: _column_axis(tracer, op_type, names))
     if WEIGHT_PERM in names:
         weight = tracer.op("Transpose", weight, dtype=np.float32)
         tracer.nodes[-1].attribute.append(_reference("perm", WEIGHT_PERM, AttributeProto.INTS))
@@ -197,48 +197,64 @@ def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> 
     return devices[0]
 
 
-def _programmed(
-    tracer: Tracer, weight: Value, device: type[DeviceModel], op_type: str, names: list[str]
+def programmed(
+    tracer: Tracer,
+    weight: Value,
+    device: type[DeviceModel],
+    names: Collection[str],
+    column_axis: Callable[[], Value],
 ) -> Value:
-    """The weight on the chip; the nominal one on the ideal chip."""
+    """The weight on the chip; the nominal one on the ideal chip.
+
+    Args:
+        tracer: of a function with the input `chip`.
+        weight: the stored weight.
+        device: device model.
+        names: attributes of the function, the device model's parameters, `seed` and `stream` among them.
+        column_axis: gives the axis along which crossbar columns are counted.
+    """
     given = [*device.parameter_names(), *(name for name in (STUCK_LOW, STUCK_HIGH) if name in names)]
     parameters = {name: tracer.attribute(name, np.float32) for name in given}
     if device.scaled or STUCK_LOW in parameters:
-        parameters[FULL_SCALE] = _full_scale(tracer, weight, parameters, op_type, names)
+        parameters[FULL_SCALE] = _full_scale(tracer, weight, parameters, column_axis)
     copies = tracer.attribute(COPIES, np.int64) if COPIES in names else None
     draws = _TracedDraws(tracer, weight, copies)
-    programmed: Value = device.assemble(weight, draws, tracer, parameters)
+    held: Value = device.assemble(weight, draws, tracer, parameters)
     if copies is not None:
         axis = tracer.constant([0], np.int64)
-        total = tracer.op("ReduceSum", programmed, axis, dtype=np.float32, keepdims=0)
-        programmed = total / tracer.float32(copies)
+        held = tracer.op("ReduceSum", held, axis, dtype=np.float32, keepdims=0) / tracer.float32(copies)
     chip, ideal = tracer.input("chip", np.int64), tracer.constant(IDEAL_CHIP, np.int64)
     is_ideal = tracer.op("Equal", chip, ideal, dtype=np.bool_)
-    return tracer.op("Where", is_ideal, weight, programmed, dtype=np.float32)
+    return tracer.op("Where", is_ideal, weight, held, dtype=np.float32)
 
 
 def _full_scale(
-    tracer: Tracer, weight: Value, parameters: dict[str, Value], op_type: str, names: list[str]
+    tracer: Tracer, weight: Value, parameters: dict[str, Value], column_axis: Callable[[], Value]
 ) -> Value:
     """See `DeviceModel.program`."""
     magnitude = tracer.abs(weight)
     largest = tracer.op("ReduceMax", magnitude, dtype=np.float32, keepdims=0)
     if SCALE_FLOOR not in parameters:
         return largest
-    axis = tracer.constant(column_axis(op_type, None), np.int64)
-    if WEIGHT_PERM in names:
-        perm = tracer.op("Constant", dtype=np.int64)
-        tracer.nodes[-1].attribute.append(_reference("value_ints", WEIGHT_PERM, AttributeProto.INTS))
-        axis = tracer.op("Gather", perm, axis, dtype=np.int64)
     rank = tracer.op("Size", tracer.op("Shape", weight, dtype=np.int64), dtype=np.int64)
     axes = tracer.op(
         "Range", tracer.constant(0, np.int64), rank, tracer.constant(1, np.int64), dtype=np.int64
     )
-    is_column = tracer.op("Equal", axes, axis, dtype=np.bool_)
+    is_column = tracer.op("Equal", axes, column_axis(), dtype=np.bool_)
     others = tracer.op("Compress", axes, tracer.op("Not", is_column, dtype=np.bool_), dtype=np.int64)
     columns = tracer.op("ReduceMax", magnitude, others, dtype=np.float32)
     least = largest * parameters[SCALE_FLOOR]
     return tracer.op("Max", columns, least, dtype=np.float32)
+
+
+def _column_axis(tracer: Tracer, op_type: str, names: Collection[str]) -> Value:
+    """See `cnpass.runtime.ops.column_axis`."""
+    axis = tracer.constant(column_axis(op_type, None), np.int64)
+    if WEIGHT_PERM not in names:
+        return axis
+    perm = tracer.op("Constant", dtype=np.int64)
+    tracer.nodes[-1].attribute.append(_reference("value_ints", WEIGHT_PERM, AttributeProto.INTS))
+    return tracer.op("Gather", perm, axis, dtype=np.int64)
 
 
 def _reference(name: str, source: str, kind: AttributeProto.AttributeType) -> AttributeProto:

@@ -21,13 +21,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 from cnpass.runtime.devices import DeviceModel, ScaledModel
 from cnpass.runtime.library import WITHOUT_LIBRARY, has_library
+from cnpass.runtime.program import PROGRAM_DOMAIN, program_function, program_node
 from cnpass.runtime.reference import program_weight
 from cnpass.runtime.session import Session
 
@@ -114,6 +115,17 @@ class DeviceContract:
             pytest.skip("no analog node can name this device")
         weight = _weights()
         self._check_ops(device, weight, program_weight(weight, device, **_CHIP))
+
+    def test_programmed_upstream(self, device: DeviceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A node of its own programs the same weights to 1e-5, with the library and without."""
+        weight = _weights()
+        faulty = dataclasses.replace(device, stuck_low=0.05, stuck_high=0.03)
+        expected = program_weight(weight, faulty, **_CHIP, copies=2)
+        near_zero = self.near_zero * np.abs(expected).max()
+        for without in ("0", "1"):
+            monkeypatch.setenv(WITHOUT_LIBRARY, without)
+            programmed = _programmed_upstream(faulty, weight, copies=2)
+            np.testing.assert_allclose(programmed, expected, rtol=1e-5, atol=near_zero)
 
     def test_moments(self, device: DeviceModel) -> None:
         """Mean and standard deviation of 2^20 devices match the closed forms."""
@@ -288,6 +300,29 @@ def _programmed_by_op(
     node = helper.make_node(
         ops.ANALOG_MATMUL, ["x", "w", ops.CHIP_INPUT], ["y"], domain=ops.DOMAIN, **attributes
     )
+    model = _model([node], weight)
+    if bodies:
+        model.functions.extend(function_bodies([node], BITWISE_OPSET))
+    rows = weight.shape[0 if perm is None else perm[0]]
+    effective = Session(model).run(np.eye(rows, dtype=np.float32), chip=_CHIP["chip"])[0]
+    return effective if perm is None else effective.transpose(perm)
+
+
+def _programmed_upstream(device: DeviceModel, weight: np.ndarray, *, copies: int) -> np.ndarray:
+    """The same through a node that programs the weight in front of an analog node."""
+    where = {"seed": _CHIP["seed"], "stream": _CHIP["stream"], "copies": copies}
+    program = program_node(device, "w", ops.CHIP_INPUT, "programmed", **where)
+    inputs = ["x", program.output[0], ops.CHIP_INPUT]
+    node = helper.make_node(ops.ANALOG_MATMUL, inputs, ["y"], domain=ops.DOMAIN, device=ops.PROGRAMMED)
+    model = _model([program, node], weight)
+    model.opset_import.append(helper.make_opsetid(PROGRAM_DOMAIN, 1))
+    model.functions.append(program_function(type(device), BITWISE_OPSET))
+    model.functions.extend(function_bodies([node], BITWISE_OPSET))
+    return Session(model).run(np.eye(len(weight), dtype=np.float32), chip=_CHIP["chip"])[0]
+
+
+def _model(nodes: list[NodeProto], weight: np.ndarray) -> ModelProto:
+    """A model of analog nodes from `x` to `y` with the weight `w`."""
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None]),
         helper.make_tensor_value_info(ops.CHIP_INPUT, TensorProto.INT64, []),
@@ -295,11 +330,7 @@ def _programmed_by_op(
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None])]
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array(0), ops.CHIP_INPUT)]
     opsets = [helper.make_opsetid("", BITWISE_OPSET), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
-    graph = helper.make_graph([node], "device", inputs, outputs, constants)
+    graph = helper.make_graph(nodes, "device", inputs, outputs, constants)
     model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     helper.set_model_props(model, {ops.META_CHIP_INPUT: ops.CHIP_INPUT})
-    if bodies:
-        model.functions.extend(function_bodies([node], BITWISE_OPSET))
-    rows = weight.shape[0 if perm is None else perm[0]]
-    effective = Session(model).run(np.eye(rows, dtype=np.float32), chip=_CHIP["chip"])[0]
-    return effective if perm is None else effective.transpose(perm)
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,9 +34,18 @@ _DEVICES: dict[str, type[DeviceModel]] = {
 }
 
 
+ENTRY_POINTS = "cnpass.devices"
+"""Group of entry points through which other packages add device models, named as the models are."""
+
+
 def device_names() -> list[str]:
-    """Names of all device models."""
-    return list(_DEVICES)
+    """Names of all device models, ours first."""
+    return [*_DEVICES, *sorted(_others())]
+
+
+def in_ops(name: str) -> bool:
+    """Whether analog nodes can name the device model; those of other packages program weights upstream."""
+    return name in _DEVICES
 
 
 def get_device(name: str) -> type[DeviceModel]:
@@ -70,13 +80,33 @@ def make_device(name: str, **parameters: float) -> DeviceModel:
 def _find(name: str) -> tuple[type[DeviceModel], Mapping[str, float]]:
     """A device model, and the parameters of the preset that the name holds."""
     model, colon, preset = name.partition(":")
-    if model not in _DEVICES:
-        raise UsageError(f"device {model!r} is unknown; known are {', '.join(_DEVICES)}")
-    presets = _DEVICES[model].presets
+    if model in _DEVICES:
+        device = _DEVICES[model]
+    elif model in (others := _others()):
+        device = _load(others[model])
+    else:
+        raise UsageError(f"device {model!r} is unknown; known are {', '.join(device_names())}")
+    presets = device.presets
     if colon and preset not in presets:
         known = ", ".join(presets) or "none"
         raise UsageError(f"device {model!r} has no preset {preset!r}; it has: {known}")
-    return _DEVICES[model], presets[preset].parameters if colon else {}
+    return device, presets[preset].parameters if colon else {}
+
+
+def _others() -> dict[str, EntryPoint]:
+    """The entry points of other packages; ours come first where a name is taken."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in _DEVICES}
+
+
+def _load(point: EntryPoint) -> type[DeviceModel]:
+    where = f"device {point.name!r}, entry point {point.value!r}"
+    try:
+        device = point.load()
+    except Exception as error:  # whatever the other package raises
+        raise UsageError(f"{where} cannot be loaded: {error}") from error
+    if not (isinstance(device, type) and issubclass(device, DeviceModel) and device.name == point.name):
+        raise UsageError(f"{where} is no device model of that name")
+    return device
 
 
 def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
@@ -97,6 +127,8 @@ def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
         return None
     try:
         parameters = get_device(name).parameter_names()
+        if not in_ops(name):
+            raise ModelError(f"device {name!r} is none that analog nodes can name: {', '.join(_DEVICES)}")
         if missing := [parameter for parameter in parameters if parameter not in attributes]:
             raise ModelError(f"device {name!r} needs attribute {missing[0]!r}")
         parameters += [rate for rate in (STUCK_LOW, STUCK_HIGH) if rate in attributes]
@@ -106,6 +138,7 @@ def device_from_attributes(attributes: Mapping[str, Any]) -> DeviceModel | None:
 
 
 __all__ = [
+    "ENTRY_POINTS",
     "FULL_SCALE",
     "SCALE_FLOOR",
     "Conductance",
@@ -125,5 +158,6 @@ __all__ = [
     "device_from_attributes",
     "device_names",
     "get_device",
+    "in_ops",
     "make_device",
 ]
