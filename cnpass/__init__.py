@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnpass.evaluation.evaluate import evaluate
     from cnpass.inspection import inspect
-    from cnpass.optimization.optimize import optimize
+    from cnpass.optimization.run import optimize
     from cnpass.runtime.library import get_library_path
     from cnpass.runtime.session import Session
 
