@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,6 +46,11 @@ def cnpass(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     return run
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell does to jobs in its background, where the tests may be running."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Starts the command as a process."""
@@ -55,6 +61,7 @@ def start() -> Callable[..., subprocess.Popen[str]]:
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509 (the tests start no threads before)
         )
 
     return popen
