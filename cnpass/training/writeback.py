@@ -30,7 +30,7 @@ def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[
     Raises:
         ModelError: A name is no weight of the document, or the shape differs.
     """
-    tensors = _tensors(document)
+    tensors = document.tensors()
     changed = []
     for key, value in weights.items():
         if key not in tensors:
@@ -38,12 +38,6 @@ def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[
         if _write(document, tensors[key], value.detach().cpu().numpy()):
             changed.append(key)
     return changed
-
-
-def _tensors(document: Document) -> dict[str, gs.Tensor]:
-    nodes = document.graph.nodes
-    found = {t.name: t for node in nodes for t in (*node.inputs, *node.outputs) if t.name}
-    return found | {t.name: t for t in document.graph.outputs}
 
 
 def _write(document: Document, tensor: gs.Tensor, value: np.ndarray) -> bool:
