@@ -9,6 +9,7 @@ from onnx.reference.op_run import OpRun
 
 from cnpass.runtime.devices import device_from_attributes
 from cnpass.runtime.ops import CONV_ATTRIBUTES, COPIES, DOMAIN, WEIGHT_PERM
+from cnpass.runtime.periphery import Periphery
 from cnpass.runtime.reference import analog_conv, analog_matmul
 
 
@@ -22,10 +23,10 @@ class AnalogMatMul(OpRun):
         x: np.ndarray,
         w: np.ndarray,
         chip: np.ndarray,
-        first_sample: np.ndarray | None = None,  # noqa: ARG002 (no read noise yet)
+        first_sample: np.ndarray | None = None,
         **attributes: Any,
     ) -> tuple[np.ndarray]:
-        return (analog_matmul(x, w, **_common(chip, attributes)),)
+        return (analog_matmul(x, w, **_common(chip, first_sample, attributes)),)
 
 
 class AnalogConv(OpRun):
@@ -39,14 +40,14 @@ class AnalogConv(OpRun):
         w: np.ndarray,
         b: np.ndarray | None,
         chip: np.ndarray,
-        first_sample: np.ndarray | None = None,  # noqa: ARG002 (no read noise yet)
+        first_sample: np.ndarray | None = None,
         **attributes: Any,
     ) -> tuple[np.ndarray]:
         conv = {name: value for name, value in attributes.items() if name in CONV_ATTRIBUTES}
-        return (analog_conv(x, w, b, **_common(chip, attributes), **conv),)
+        return (analog_conv(x, w, b, **_common(chip, first_sample, attributes), **conv),)
 
 
-def _common(chip: np.ndarray, attributes: dict[str, Any]) -> dict[str, Any]:
+def _common(chip: np.ndarray, first_sample: np.ndarray | None, attributes: dict[str, Any]) -> dict[str, Any]:
     """The arguments that both ops share."""
     return {
         "chip": int(chip),
@@ -55,4 +56,6 @@ def _common(chip: np.ndarray, attributes: dict[str, Any]) -> dict[str, Any]:
         "stream": attributes.get("stream", 0),
         COPIES: attributes.get(COPIES, 1),
         WEIGHT_PERM: attributes.get(WEIGHT_PERM),
+        "periphery": Periphery.from_attributes(attributes),
+        "first_sample": 0 if first_sample is None else int(first_sample),
     }

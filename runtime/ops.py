@@ -24,6 +24,16 @@ STUCK_LOW = "stuck_low"
 STUCK_HIGH = "stuck_high"
 """Optional attributes, both or none: rates of devices that are stuck; absent: 0."""
 
+TILE_ROWS = "tile_rows"
+TILE_COLS = "tile_cols"
+DAC_BITS = "dac_bits"
+ADC_BITS = "adc_bits"
+INPUT_RANGE = "input_range"
+OUTPUT_RANGE = "output_range"
+READ_NOISE = "read_noise"
+SAMPLE_ROWS = "sample_rows"
+"""Optional attributes of the periphery (`cnpass.runtime.periphery`); absent: 0, `sample_rows`: 1."""
+
 CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 """The attributes that AnalogConv shares with Conv."""
 
@@ -33,9 +43,13 @@ IDEAL_CHIP = -1
 MAX_CHIP = 2**32 - 2
 MAX_STREAM = 2**24 - 1
 MAX_COPY = 2**16 - 1
+MAX_SAMPLE = 2**32 - 1
 
 CHIP_INPUT = "chip"
 """Name of the graph input that selects the chip, unless the model has that name already."""
+
+FIRST_SAMPLE_INPUT = "first_sample"
+"""Name of the graph input that numbers the batch's first sample, unless the model has that name already."""
 
 META_VERSION = "cnpass.version"
 META_CHIP_INPUT = "cnpass.chip_input"

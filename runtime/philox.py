@@ -58,6 +58,11 @@ def counter_words(index: Array, *, chip: Array, stream: Array, purpose: int, cop
     return index & MASK, index >> 32 | copy << 16, chip, stream | purpose << 24
 
 
+def read_noise_words(index: Array, *, sample: Array, chip: Array, stream: Array) -> Words:
+    """Counter of read noise: words (block, sample, chip, purpose << 24 | stream)."""
+    return index & MASK, sample & MASK, chip, stream | Purpose.READ_NOISE << 24
+
+
 def key_words(seed: Array) -> tuple[Array, Array]:
     """Low and high word of a 64-bit seed, signed or unsigned."""
     return seed & MASK, seed >> 32 & MASK
@@ -115,6 +120,34 @@ def normals(
     """
     draws = ChipDraws(_shape(shape), seed, chip, stream, copy, xp, device)
     return draws.normals(purpose)
+
+
+def read_normals(
+    samples: np.ndarray, first: int, count: int, *, seed: int, chip: int, stream: int
+) -> np.ndarray:
+    """Standard normals of readings: those of elements `first` to `first + count - 1` of every sample.
+
+    Args:
+        samples: int64 [n], numbers of the samples, 0 to 2^32 - 1.
+        first: number of the first element; with the tiles counted in, elements end below 2^34.
+        count: how many elements.
+        seed: 64 bits, signed or unsigned.
+        chip: 0 to 2^32 - 2.
+        stream: 0 to 2^24 - 1.
+
+    Returns:
+        float32 [n, count], the same bits as from the native library.
+    """
+    functions = ExactMath(np)
+    groups = range(first // GROUP, -(-(first + count) // GROUP))
+    blocks = np.arange(groups.start * LANES, groups.stop * LANES)
+    counter = read_noise_words(blocks, sample=samples[:, None], chip=chip, stream=stream)
+    x0, x1, x2, x3 = philox4x32(counter, key_words(seed))
+    parts = *box_muller(x0, x1, functions), *box_muller(x2, x3, functions)
+    together = np.stack([part.reshape(len(samples), -1, LANES) for part in parts], 2)
+    start = first - groups.start * GROUP
+    drawn: np.ndarray = together.reshape(len(samples), -1)[:, start : start + count]
+    return drawn
 
 
 def words(

@@ -5,8 +5,8 @@ Sums are in float64 and rounded once, so that a difference to a fast kernel is t
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from cnpass.runtime.ops import (
     column_axis,
     explicit_conv_attributes,
 )
+from cnpass.runtime.periphery import NO_PERIPHERY, Periphery, read_out
 from cnpass.runtime.philox import ChipDraws
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def analog_matmul(
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
     copies: int = 1,
+    periphery: Periphery = NO_PERIPHERY,
+    first_sample: int = 0,
 ) -> np.ndarray:
     """AnalogMatMul.
 
@@ -101,17 +104,30 @@ def analog_matmul(
         stream: names the weight.
         weight_perm: permutation of the programmed weight's axes; None keeps them.
         copies: devices per weight.
+        periphery: tiles, converters and read noise.
+        first_sample: number of the first sample.
 
     Returns:
         float32 [..., N].
+
+    Raises:
+        ModelError: the periphery lacks a range, or `first_sample` is out of range.
     """
     axis = column_axis(ANALOG_MATMUL, weight_perm)
     programmed = program_weight(
         w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
     )
-    effective = _permuted(programmed, weight_perm)
-    y: np.ndarray = np.matmul(x.astype(np.float64), effective)
-    return y.astype(np.float32)
+    effective = _permuted(programmed, weight_perm).astype(np.float64)
+    rows = periphery.sample_rows if x.ndim > 1 else 1
+    if x.ndim > 1 and x.shape[0] % rows:
+        raise ModelError(f"sample_rows is {rows}, which does not divide the {x.shape[0]} entries of X")
+    samples = x.shape[0] // rows if x.ndim > 1 else 1
+    vectors = math.prod(x.shape[:-1]) // max(1, samples)
+    columns = _converted(x, periphery).reshape(samples, vectors, x.shape[-1])
+    sums = (columns[..., tile] @ effective[tile] for tile in periphery.tiles(len(effective), copies))
+    where = {"chip": chip, "seed": seed, "stream": stream, "first_sample": first_sample}
+    y = read_out(sums, periphery, **where)
+    return y.astype(np.float32).reshape(*x.shape[:-1], effective.shape[1])
 
 
 def analog_conv(
@@ -125,6 +141,8 @@ def analog_conv(
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
     copies: int = 1,
+    periphery: Periphery = NO_PERIPHERY,
+    first_sample: int = 0,
     **attributes: Any,
 ) -> np.ndarray:
     """AnalogConv.
@@ -139,19 +157,26 @@ def analog_conv(
         stream: names the weight.
         weight_perm: permutation of the programmed weight's axes; None keeps them.
         copies: devices per weight.
+        periphery: tiles, converters and read noise.
+        first_sample: number of the first sample.
         **attributes: those of Conv.
 
     Returns:
         float32 [batch, filters, *spatial].
 
     Raises:
-        ModelError: shapes or attributes do not fit each other.
+        ModelError: shapes or attributes do not fit each other, the periphery lacks a range, or
+            `first_sample` is out of range.
     """
     axis = column_axis(ANALOG_CONV, weight_perm)
     programmed = program_weight(
         w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
     )
-    y = _conv(x.astype(np.float64), _permuted(programmed, weight_perm).astype(np.float64), attributes)
+    effective = _permuted(programmed, weight_perm)
+    columns, size = conv_columns(_converted(x, periphery), effective.shape, attributes)
+    where = {"chip": chip, "seed": seed, "stream": stream, "first_sample": first_sample}
+    y = read_out(conv_partial_sums(columns, effective, periphery, copies), periphery, **where)
+    y = y.reshape(len(x), len(effective), *size)
     if b is not None:
         y += b.reshape(-1, *[1] * (y.ndim - 2))
     return y.astype(np.float32)
@@ -171,17 +196,58 @@ def _permuted(weight: np.ndarray, perm: Sequence[int] | None) -> np.ndarray:
     return weight if perm is None else weight.transpose(tuple(perm))
 
 
-def _conv(x: np.ndarray, w: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
-    """N-dimensional convolution: one matrix product for every position of the kernel."""
-    kernel = w.shape[2:]
+def _converted(x: np.ndarray, periphery: Periphery) -> np.ndarray:
+    """What the rows of the crossbar get, in float64."""
+    periphery.check()
+    return (x if periphery.dac is None else periphery.dac.quantise(x)).astype(np.float64)
+
+
+def conv_partial_sums(
+    columns: np.ndarray, weight: np.ndarray, periphery: Periphery, copies: int
+) -> Iterator[np.ndarray]:
+    """What every tile of a convolution's weight adds up, one tile after the other.
+
+    Args:
+        columns: [batch, groups, K, positions], as `conv_columns` gives them.
+        weight: [filters, channels / group, *kernel].
+        periphery: says how many rows a tile has.
+        copies: devices per weight.
+
+    Yields:
+        [batch, filters, positions], in the type of `columns`.
+    """
+    batch, groups, depth, positions = columns.shape
+    matrix = weight.reshape(groups, -1, depth).astype(columns.dtype)
+    for tile in periphery.tiles(depth, copies):
+        yield (matrix[:, :, tile] @ columns[:, :, tile]).reshape(batch, len(weight), positions)
+
+
+def conv_columns(
+    x: np.ndarray, weight_shape: Sequence[int], attributes: Mapping[str, Any]
+) -> tuple[np.ndarray, list[int]]:
+    """The vectors that a convolution multiplies, in the order of the weight's elements.
+
+    Args:
+        x: [batch, channels, *spatial].
+        weight_shape: [filters, channels / group, *kernel].
+        attributes: those of Conv.
+
+    Returns:
+        An array [batch, groups, K, positions] in the type of `x`, and the spatial shape of the output.
+
+    Raises:
+        ModelError: shapes or attributes do not fit each other.
+    """
+    kernel = weight_shape[2:]
     explicit = explicit_conv_attributes(attributes, kernel)
     group, strides, dilations = explicit["group"], explicit["strides"], explicit["dilations"]
     if list(attributes.get("kernel_shape") or kernel) != list(kernel):
         raise ModelError(
             f"kernel_shape is {list(attributes['kernel_shape'])}, the weight's is {list(kernel)}"
         )
-    if x.ndim != w.ndim or x.shape[1] != w.shape[1] * group or w.shape[0] % group:
-        raise ModelError(f"weight {w.shape} in {group} group(s) does not fit input {x.shape}")
+    shape = tuple(weight_shape)
+    if x.ndim != len(shape) or x.shape[1] != shape[1] * group or shape[0] % group:
+        raise ModelError(f"weight {shape} in {group} group(s) does not fit input {x.shape}")
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     pads = explicit.get("pads") or _same_pads(x.shape[2:], extent, strides, explicit["auto_pad"])
     begin, end = pads[: len(kernel)], pads[len(kernel) :]
@@ -189,16 +255,14 @@ def _conv(x: np.ndarray, w: np.ndarray, attributes: dict[str, Any]) -> np.ndarra
     size = [(n - e) // s + 1 for n, e, s in zip(padded.shape[2:], extent, strides, strict=True)]
     if min(size, default=1) < 1:
         raise ModelError(f"a kernel that spans {extent} does not fit padded input {list(padded.shape[2:])}")
-
-    grouped = w.reshape(group, w.shape[0] // group, w.shape[1], *kernel)
-    y = np.zeros((x.shape[0], group, grouped.shape[1], int(np.prod(size))))
-    for tap in itertools.product(*map(range, kernel)):
-        steps = zip(tap, dilations, size, strides, strict=True)
-        window: tuple[Any, ...] = (..., *(slice(t * d, t * d + n * s, s) for t, d, n, s in steps))
-        columns = padded[window].reshape(x.shape[0], group, w.shape[1], -1)
-        weight: tuple[Any, ...] = (..., *tap)
-        y += grouped[weight] @ columns
-    return y.reshape(x.shape[0], w.shape[0], *size)
+    axes = tuple(range(2, x.ndim))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, extent, axes)
+    firsts = tuple(slice(None, None, stride) for stride in strides)
+    taps = tuple(slice(None, None, dilation) for dilation in dilations)
+    windows = windows[(slice(None), slice(None), *firsts, *taps)]
+    # [batch, channels, *positions, *kernel]: the kernel goes in front of the positions
+    turned = np.moveaxis(windows, range(2 + len(kernel), 2 + 2 * len(kernel)), range(2, 2 + len(kernel)))
+    return turned.reshape(len(x), group, shape[1] * math.prod(kernel), math.prod(size)), size
 
 
 def _same_pads(
