@@ -35,6 +35,11 @@ def _shorten(values: Sequence[float]) -> float | list[float]:
     return values[0] if len(values) == 1 else list(values)
 
 
+def _names(value: object) -> object:
+    """``"flip, shift"`` or a sequence of names, as a tuple."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
 def _assignments(value: object) -> object:
     """``["name=value", ...]`` as a mapping; other values pass."""
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -60,6 +65,9 @@ def _duration(value: object) -> object:
 
 Numbers = Annotated[tuple[FiniteFloat, ...], BeforeValidator(_numbers), PlainSerializer(_shorten)]
 """One number or several: 0.5, "0.1,0.3", "1/255", [0.1, 0.3]."""
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), PlainSerializer(",".join)]
+"""One name or several: "flip", "flip,shift", ["flip", "shift"]."""
 
 Assignments = Annotated[dict[str, FiniteFloat], BeforeValidator(_assignments)]
 """Named numbers: ["sigma=0.5"] or {"sigma": 0.5}."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from cnpass.errors import UsageError
-from cnpass.options import Assignments, Duration, Numbers
+from cnpass.options import Assignments, Duration, Names, Numbers
 
 Layout = Literal["nchw", "nhwc"]
 
@@ -147,11 +147,10 @@ class EvaluateRecipe(DataRecipe):
     workers: int | None = Field(default=None, ge=1, le=1024, description="processes (default: one per core)")
 
 
-class OptimizeRecipe(DataRecipe):
-    """Options of ``optimize``."""
+class TrainRecipe(DataRecipe):
+    """What the verbs that train have in common."""
 
-    verb: ClassVar[str] = "optimize"
-    extendable: ClassVar[frozenset[str]] = frozenset({"workers", "min_retention"})
+    extendable: ClassVar[frozenset[str]] = frozenset({"workers", "train_on"})
 
     device: str = Field(default="lognormal", description="device model to optimise for")
     sigma: FiniteFloat | None = Field(
@@ -160,31 +159,68 @@ class OptimizeRecipe(DataRecipe):
     param: Assignments = Field(
         default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
     )
-    chips: int = Field(default=250, ge=2, le=1_000_000, description="fresh chips for the final figures")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of chips, training and search")
-    retrain: bool = Field(default=True, description="train the analog weights under variation")
-    compensation: bool = Field(default=True, description="add trained digital compensation")
     epochs: int | None = Field(
-        default=None, ge=1, description="training epochs (default: from the size of the data)"
+        default=None, ge=1, description="epochs of a long training (default: by data, model and need)"
     )
     budget: Duration | None = Field(
         default=None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
     )
+    beta: FiniteFloat = Field(default=1e-3, ge=0, description="weight of the Lipschitz penalty")
+    k: FiniteFloat = Field(
+        default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
+    )
+    injection: bool = Field(default=True, description="draw a chip's variation in every training step")
+    distillation: FiniteFloat = Field(
+        default=0.0, ge=0, le=1, description="weight of the clean model's outputs beside labels"
+    )
+    augment: Names = Field(
+        default=("auto",),
+        description="flip, shift, both, or none; auto: flip if the model keeps its figure on flipped images",
+    )
+    train_on: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where training runs")
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
+    )
+
+    @field_validator("augment")
+    @classmethod
+    def _known(cls, names: Names) -> Names:
+        if set(names) - {"flip", "shift"} and names not in {("auto",), ("none",)}:
+            raise ValueError("give auto, none, flip, shift, or flip,shift")
+        return names
+
+
+class SearchRecipe(TrainRecipe):
+    """Options of ``search``."""
+
+    verb: ClassVar[str] = "search"
+
     trials: int = Field(default=40, ge=1, le=10_000, description="placements that the search tries")
     max_overhead: FiniteFloat = Field(
         default=0.05,
         ge=0,
         description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
-    beta: FiniteFloat = Field(default=1e-3, ge=0, description="weight of the Lipschitz penalty")
-    k: FiniteFloat = Field(
-        default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
-    )
+
+
+class RetrainRecipe(TrainRecipe):
+    """Options of ``retrain``."""
+
+    verb: ClassVar[str] = "retrain"
+
+
+class OptimizeRecipe(SearchRecipe):
+    """Options of ``optimize``."""
+
+    verb: ClassVar[str] = "optimize"
+    extendable: ClassVar[frozenset[str]] = TrainRecipe.extendable | {"min_retention"}
+
+    chips: int = Field(default=250, ge=2, le=1_000_000, description="fresh chips for the final figures")
+    retrain: bool = Field(default=True, description="train the analog weights under variation")
+    compensation: bool = Field(default=True, description="add digital compensation")
     min_retention: FiniteFloat | None = Field(
         default=None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
-    )
-    workers: int | None = Field(
-        default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
     )
 
 

@@ -24,6 +24,9 @@ Kind = Literal["initializer", "constant", "converted"]
 _STANDARD = ("", "ai.onnx", None)
 _DEEPEST = 64
 """Nodes that are followed one after the other, or inside each other; more are a cycle, or no weight."""
+_MOVED_INTO_PERM = frozenset({"Identity", "Transpose"})
+"""Nodes that an analog op does without: it reads the weight as it is stored, with a permutation."""
+_COPIES = frozenset({"Identity", "Cast"})
 _CONSTANT_FIELDS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -65,6 +68,14 @@ class Weight:
     def is_float(self) -> bool:
         """Whether the operand holds floating-point numbers, of whatever width."""
         return is_float(self.dtype)
+
+    @property
+    def stored_as_root(self) -> bool:
+        """Whether `stored` has the axes of `root`: there are only copies and casts between."""
+        before = list(self.path)
+        while before and before[-1].op in _MOVED_INTO_PERM:
+            before.pop()
+        return all(node.op in _COPIES for node in before)
 
     def values(self, opset: int) -> np.ndarray:
         """The operand's values, computed as the model computes them.
@@ -124,7 +135,7 @@ def resolve(tensor: gs.Tensor) -> Weight | None:
     if trace is None:
         return None
     stored, perm, path = tensor, None, list(trace.path)
-    while path and path[-1].op in ("Identity", "Transpose"):
+    while path and path[-1].op in _MOVED_INTO_PERM:
         node = path.pop()
         if node.op == "Transpose":
             inner = _perm(node, len(trace.shape))

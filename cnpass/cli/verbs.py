@@ -180,5 +180,5 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):
-        return ",".join(f"{value:g}" for value in default)
+        return ",".join(value if isinstance(value, str) else f"{value:g}" for value in default)
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -33,6 +33,10 @@ from cnpass.training.schedule import seed_of
 FIT_CHIPS_START = 2_000_000
 """Chips from here on serve closed forms; validation, search and final figures use others."""
 
+FIT_CHIPS = 256
+FIT_SAMPLES = 16
+"""Many chips that see few samples each: a fit on few chips corrects those and no others."""
+
 MAX_FEATURES = 8192
 """Inputs and outputs of a node, together, up to which it can be fitted: its moments then take half a GB."""
 
@@ -94,8 +98,8 @@ def fit(
     device: DeviceModel,
     *,
     seed: int = 0,
-    chips: int = 256,
-    samples: int = 16,
+    chips: int = FIT_CHIPS,
+    samples: int = FIT_SAMPLES,
     ridge: float = 1e-3,
     target: Document | None = None,
     progress: Progress | None = None,

@@ -55,6 +55,17 @@ def half_width(values: Sequence[float]) -> float:
     return t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
 
 
+def surely_better(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Tell whether the 95 % confidence interval of the mean paired difference lies above 0.
+
+    Args:
+        values: figures of one model, chip by chip; at least two.
+        others: those of another model on the same chips.
+    """
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    return float(np.mean(differences)) > half_width(differences)
+
+
 def summarise(device: str, params: Mapping[str, float], seed: int, values: Sequence[float]) -> Point:
     """The figures of one device model over chips, in the order of their numbers; at least two."""
     mean = float(np.mean(values))

@@ -7,6 +7,7 @@ There is no test data here. The stages see the training and the validation part,
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +15,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnpass.compensation.overhead import cost
 from cnpass.data import Split
 from cnpass.document import Document
+from cnpass.errors import ModelError, UsageError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
+from cnpass.optimization.effort import Effort, Size
 from cnpass.progress import Progress
-from cnpass.recipe import OptimizeRecipe
+from cnpass.recipe import TrainRecipe
 from cnpass.records import Metric
 from cnpass.runtime.devices import DeviceModel
+from cnpass.training import augmentation
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
 from cnpass.training.retrain import Problem, TrainOptions, train
-from cnpass.training.schedule import epochs_for
 from cnpass.training.validation import Validator
 
 CHECK_CHIPS = 10
@@ -35,26 +40,8 @@ CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
 SEARCH_SAMPLES = 600
 """Validation samples that each trial of the placement search looks at, at most."""
-FEWEST_TRIALS = 3
-"""Placements to try even where time is short: none, the cheapest, and one more."""
 _CHUNK = 512
 _PROBE_STEPS = 4
-_SHARES = {"retrain": 0.6, "shared": 0.15, "trials": 0.1, "compensation": 0.15}
-"""How a time budget is divided."""
-_FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4}
-"""Epochs of the shared compensation, and of that which was chosen, as fractions of those of retraining."""
-_FORWARD = 1 / 3
-"""Time of a forward pass as a fraction of that of a training step with as many samples."""
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """How long each training is, in epochs, and how many placements are tried between them."""
-
-    retrain: int
-    shared: int
-    compensation: int
-    trials: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,8 @@ class Job:
         val: Validation samples.
         metric: What is measured.
         device: Device model to optimise for.
-        recipe: All options.
+        recipe: Options of training.
+        max_overhead: Digital parameters and MACs allowed on top, as a fraction of the model's.
         folder: Where stages keep their state.
         progress: Told what happens.
         torch_device: Where training runs.
@@ -78,7 +66,8 @@ class Job:
     val: Split
     metric: Metric
     device: DeviceModel
-    recipe: OptimizeRecipe
+    recipe: TrainRecipe
+    max_overhead: float
     folder: Path
     progress: Progress
     torch_device: torch.device
@@ -98,6 +87,15 @@ class Job:
         return Forward(lift(arranged).to(self.torch_device), rows)
 
     @cached_property
+    def untrainable(self) -> str | None:
+        """Why the source cannot be lifted to torch; None if it can."""
+        try:
+            self._clean.module.eval()
+        except ModelError as error:
+            return str(error)
+        return None
+
+    @cached_property
     def _told(self) -> list[str]:
         return []
 
@@ -114,21 +112,26 @@ class Job:
     @cached_property
     def problem(self) -> Problem:
         """The training problem of the source and all its variants, whose analog weights are the same."""
-        names = self._clean.module.input_names
-        samples = Samples.of(self.train, names, self.torch_device)
+        clean = self._clean
+        samples = Samples.of(self.train, clean.module.input_names, self.torch_device)
         checked = self.val.take(slice(CHECK_SAMPLES))
-        validation = Samples.of(checked, names, self.torch_device)
+        validation = Samples.of(checked, clean.module.input_names, self.torch_device)
         expected = metrics.reference(self.metric, checked, self._outputs(validation).cpu().numpy())
-        streams = {key: s for key, s in self.plan.streams.items() if key in self._clean.module.weights}
+        crossbars = Crossbars.of(self.plan, self.device, clean.module.weights)
+        outputs = self._outputs(samples)
         chips = range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + CHECK_CHIPS)
+        validator = Validator(
+            validation, np.asarray(expected), self.metric, crossbars, self.recipe.seed, chips
+        )
+        names = self._augmentations(validator)
         return Problem(
             samples=samples,
-            objective=Objective.of(self.metric, self._outputs(samples)),
-            validator=Validator(
-                validation, np.asarray(expected), self.metric, self.device, self.recipe.seed, streams, chips
-            ),
-            device=self.device,
-            analog=frozenset(streams),
+            objective=Objective.of(self.metric, outputs, self.recipe.distillation),
+            clean=outputs,
+            validator=validator,
+            crossbars=crossbars,
+            teacher=clean,
+            augment=augmentation.augmentation(names) if names else None,
         )
 
     def _outputs(self, samples: Samples) -> torch.Tensor:
@@ -138,6 +141,29 @@ class Job:
                 for start in range(0, len(samples), _CHUNK)
             ]
         return torch.cat(parts)
+
+    def _augmentations(self, validator: Validator) -> Sequence[augmentation.Name]:
+        """Choose how training samples are augmented: as told, or as the clean model bears it."""
+        asked = self.recipe.augment
+        if asked == ("none",):
+            return ()
+        images = augmentation.spatial_axes(validator.samples.inputs[0].shape) is not None
+        if asked != ("auto",):
+            if not images:
+                raise UsageError(
+                    "option --augment: the model's first input is no image of 1, 3 or 4 channels"
+                )
+            return [name for name in augmentation.NAMES if name in asked]
+        if not images or self.metric != "top1":
+            return ()
+        ideal = replace(validator, crossbars=validator.crossbars.only(()), chips=validator.chips[:1])
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        flipped = augmentation.augmentation(("flip",))(ideal.samples, generator)
+        kept = replace(ideal, samples=flipped).score(self._clean)
+        if kept < augmentation.KEEPS * ideal.score(self._clean):
+            return ()
+        self.progress.note("training: images are mirrored at random, since the model does not mind that")
+        return ("flip",)
 
     @cached_property
     def search_validator(self) -> Validator:
@@ -149,36 +175,36 @@ class Job:
     def options(self, epochs: int) -> TrainOptions:
         """How the analog weights are trained."""
         recipe = self.recipe
-        return TrainOptions(epochs=epochs, beta=recipe.beta, k=recipe.k, seed=recipe.seed)
+        options = TrainOptions(epochs=epochs, beta=recipe.beta, k=recipe.k, seed=recipe.seed)
+        return options if recipe.injection else replace(options, levels=(0.0,))
 
-    def epochs(self) -> Epochs:
-        """Decide how long to train: as told, from the time allowed, or from the number of samples."""
-        recipe, options = self.recipe, self.options(1)
-        samples = len(self.train)
-        if recipe.epochs is not None or recipe.budget is None:
-            whole = recipe.epochs or epochs_for(samples, options.batch)
-            shared, compensation = (max(1, round(whole * share)) for share in _FRACTIONS.values())
-            return Epochs(whole, shared, compensation, recipe.trials)
-        step, budget = self._seconds_per_step(), recipe.budget
+    def effort(self, trials: int = 0) -> Effort:
+        """Decide how long to train: as told, from the time allowed, or from model and data.
 
-        def within(part: str) -> int:
-            seconds = budget * _SHARES[part]
-            return epochs_for(samples, options.batch, seconds=seconds, seconds_per_step=step)
-
-        passes = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS / options.batch
-        trials = int(budget * _SHARES["trials"] / (passes * _FORWARD * step))
-        trials = min(recipe.trials, max(FEWEST_TRIALS, trials))
-        return Epochs(within("retrain"), within("shared"), within("compensation"), trials)
+        Args:
+            trials: Placements to try, at most.
+        """
+        samples, batch, recipe = len(self.train), self.options(1).batch, self.recipe
+        macs = cost(self.plan.nodes).macs
+        searched = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS
+        size = Size(samples, batch, macs, searched)
+        step = self._seconds_per_step()
+        if recipe.epochs is not None:
+            effort = Effort.told(recipe.epochs, trials)
+        elif recipe.budget is not None:
+            effort = Effort.within(recipe.budget, size, step, trials)
+        else:
+            effort = Effort.suited(size, trials)
+        self.progress.note(effort.announcement(size, step))
+        return effort
 
     def _seconds_per_step(self) -> float:
         """Time a few steps on a copy, the first one not counted."""
-        options = self.options(1)
+        options = replace(self.options(1), checks=0)
         few = torch.arange(min(len(self.train), options.batch))
-        samples = self.problem.samples.take(few)
-        objective = replace(self.problem.objective, clean=self.problem.objective.clean[few])
-        problem = replace(self.problem, samples=samples, objective=objective)
+        problem = replace(self.problem, samples=self.problem.samples.take(few), clean=self.problem.clean[few])
         forward = self.forward(self.source)
-        train(forward, problem, replace(options, checks=1))
+        train(forward, problem, options)
         start = time.perf_counter()
-        train(forward, problem, replace(options, epochs=_PROBE_STEPS, checks=1))
+        train(forward, problem, replace(options, epochs=_PROBE_STEPS))
         return (time.perf_counter() - start) / _PROBE_STEPS

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from cnpass.document import Document
 from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo
-from cnpass.evaluation.statistics import summarise
+from cnpass.evaluation.statistics import summarise, surely_better
+from cnpass.placement.space import Placement
+from cnpass.progress import Progress
 from cnpass.records import Rung
 from cnpass.runfolder import Journal
 from cnpass.runtime.devices import DeviceModel
@@ -26,7 +26,9 @@ class Ladder:
         device: Device model.
         seed: Seed of the chips.
         store: Journal of finished chips.
+        progress: Told what happens.
         document: The best so far; at first the model that came in.
+        placement: Its compensation.
         rungs: What was measured.
     """
 
@@ -34,7 +36,9 @@ class Ladder:
     device: DeviceModel
     seed: int
     store: Journal
+    progress: Progress
     document: Document
+    placement: Placement = ()
     rungs: list[Rung] = field(default_factory=list)
     _values: list[float] = field(default_factory=list)
 
@@ -43,19 +47,27 @@ class Ladder:
         self._values = self._measure(self.document)
         self._note("no correction", self._values, kept=True)
 
-    def climb(self, step: str, document: Document) -> bool:
-        """Measure a candidate; keep it if the mean difference over the same chips is positive."""
+    def climb(self, step: str, document: Document, placement: Placement = ()) -> bool:
+        """Measure a candidate; keep it if it is better on the same chips, and not by chance."""
         values = self._measure(document)
-        kept = float(np.mean(np.subtract(values, self._values))) > 0
+        kept = surely_better(values, self._values)
         self._note(step, values, kept=kept)
         if kept:
-            self.document, self._values = document, values
+            self.document, self.placement, self._values = document, placement, values
         return kept
+
+    @property
+    def missing(self) -> float:
+        """What the best so far lacks of the clean figure, as a fraction of it; never below 0."""
+        clean = self.chips.clean
+        mean = sum(self._values) / len(self._values)
+        return max(0.0, 1 - mean / clean) if clean > 0 else 0.0
 
     def _measure(self, document: Document) -> list[float]:
         numbers = range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + RUNG_CHIPS)
         target = self.chips.prepare(document, self.device, self.seed)
-        return self.chips.values(target, numbers, store=self.store)
+        with self.progress.task("rung on validation chips", len(numbers)) as task:
+            return self.chips.values(target, numbers, store=self.store, task=task)
 
     def _note(self, step: str, values: list[float], *, kept: bool) -> None:
         point = summarise(self.device.name, self.device.attributes(), self.seed, values)

@@ -24,7 +24,8 @@ from cnpass.evaluation.montecarlo import analog_attributes
 from cnpass.files import check_output, write_text
 from cnpass.mapping import plan
 from cnpass.optimization import stages
-from cnpass.optimization.job import Epochs, Job
+from cnpass.optimization.effort import Effort
+from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.lower_analog import LowerAnalog
@@ -36,7 +37,7 @@ from cnpass.runtime.devices import DeviceModel, make_device
 
 _VERB = "optimize"
 _RECORD = "record.json"
-_EPOCHS = "epochs.json"
+_EFFORT = "effort.json"
 
 
 def optimize(
@@ -186,31 +187,55 @@ class _Run:
         if not recipe.retrain and not recipe.compensation:
             return self.document
         job = self._job(metric)
-        epochs = self._epochs(job)
         with self._chips(self.dataset.val, "val") as val:
-            ladder = Ladder(val, self.device, recipe.seed, self.store, self.document)
+            ladder = Ladder(val, self.device, recipe.seed, self.store, self.progress, self.document)
             ladder.start()
-            if recipe.retrain:
-                document, result = stages.retrain(job, epochs)
-                self.notes.extend(result.notes)
-                ladder.climb("injection and Lipschitz penalty", document)
-            if recipe.compensation:
-                self._compensate(job, ladder, epochs)
+            self._fit(job, ladder)
+            if job.untrainable is None:
+                self._train(job, ladder)
+            else:
+                self._warn(f"nothing is trained: {job.untrainable}")
             self.rungs = ladder.rungs
+            self.placement = [Placement(**asdict(choice)) for choice in ladder.placement]
             return ladder.document
 
-    def _compensate(self, job: Job, ladder: Ladder, epochs: Epochs) -> None:
-        # Compensation goes in before mapping, and behind the folded weights.
-        base = job.source if ladder.document is self.document else ladder.document
-        placed = stages.place(job, base, epochs)
+    def _fit(self, job: Job, ladder: Ladder) -> None:
+        """The rungs that take seconds and no gradients."""
+        corrected = stages.correct_mean_gain(job)
+        if corrected is not None:
+            ladder.climb("mean-gain correction", corrected)
+        if self.recipe.compensation:
+            fitted = stages.fit_closed_form(job)
+            self.notes.extend(fitted.notes)
+            if fitted.placement:
+                ladder.climb("closed-form compensation", fitted.document, fitted.placement)
+
+    def _train(self, job: Job, ladder: Ladder) -> None:
+        """The rungs that are trained; each goes on from the one before, whether that was kept or not."""
+        recipe, effort = self.recipe, self._effort(job)
+        base, hardened = job.source, False
+        if recipe.retrain:
+            base, result = stages.retrain(job, effort)
+            self.notes.extend(result.notes)
+            ladder.climb(_retraining(recipe), base)
+            hardened = result.score > result.first_score
+        placed = stages.place(job, base, effort) if recipe.compensation else stages.Placed(base, ())
         self.notes.extend(placed.notes)
-        if not placed.placement:
-            return
-        document, result = stages.compensate(job, placed.document, epochs)
-        self.notes.extend(result.notes)
         kinds = " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
-        if ladder.climb(f"{kinds} compensation", document):
-            self.placement = [Placement(**asdict(choice)) for choice in placed.placement]
+        if placed.placement:
+            base, result = stages.compensate(job, placed.document, effort)
+            self.notes.extend(result.notes)
+            ladder.climb(f"{kinds} compensation", base, placed.placement)
+        if recipe.retrain:
+            epochs = effort.last(ladder.missing)
+            document, result = stages.train_together(job, base, epochs, hardened=hardened)
+            self.notes.extend(result.notes)
+            step = f"analog weights and {kinds} compensation together" if kinds else "more of the same"
+            ladder.climb(step, document, placed.placement)
+
+    def _warn(self, text: str) -> None:
+        self.progress.warn(text)
+        self.notes.append(text)
 
     def _job(self, metric: Metric) -> Job:
         source = self.document.copy()
@@ -223,19 +248,35 @@ class _Run:
             metric=metric,
             device=self.device,
             recipe=self.recipe,
+            max_overhead=self.recipe.max_overhead,
             folder=self.folder.path,
             progress=self.progress,
-            torch_device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            torch_device=_torch_device(self.recipe.train_on),
         )
 
-    def _epochs(self, job: Job) -> Epochs:
-        """Epochs of every training; measured times are kept, so that a resumed run trains no other number."""
-        path = self.folder.path / _EPOCHS
+    def _effort(self, job: Job) -> Effort:
+        """Length of every training; kept, so that a resumed run trains no other number of epochs."""
+        path = self.folder.path / _EFFORT
         if path.exists():
-            return Epochs(**json.loads(path.read_text(encoding="utf-8")))
-        epochs = job.epochs()
-        write_text(path, json.dumps(asdict(epochs)) + "\n")
-        return epochs
+            return Effort(**json.loads(path.read_text(encoding="utf-8")))
+        effort = job.effort(self.recipe.trials)
+        write_text(path, json.dumps(asdict(effort)) + "\n")
+        return effort
+
+
+def _retraining(recipe: OptimizeRecipe) -> str:
+    parts = [
+        "noise injection" if recipe.injection else "",
+        "Lipschitz penalty" if recipe.beta else "",
+        "distillation" if recipe.distillation else "",
+    ]
+    return " and ".join(filter(None, parts)) or "plain retraining"
+
+
+def _torch_device(asked: str) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("option --train-on: torch finds no CUDA device here; use cpu")
+    return torch.device("cpu" if asked == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def _document(model: str | Path | onnx.ModelProto | Document) -> Document:

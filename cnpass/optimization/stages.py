@@ -8,25 +8,85 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cnpass.compensation.overhead import weight_keys
+from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
+from cnpass.compensation.overhead import cost, weight_keys
+from cnpass.compensation.site import find_sites
 from cnpass.document import Document
-from cnpass.optimization.job import Epochs, Job
+from cnpass.errors import DataError
+from cnpass.optimization.effort import Effort
+from cnpass.optimization.job import Job
+from cnpass.passes.base import PassPreconditionError
+from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import find_candidates
 from cnpass.placement.search import search
 from cnpass.placement.sharing import Supernet, train_shared
 from cnpass.placement.space import KINDS, RATIOS, Placement
 from cnpass.training.retrain import TrainOptions, TrainResult, train
-from cnpass.training.schedule import seed_of
+from cnpass.training.schedule import MOST_MACS, seed_of
 from cnpass.training.writeback import write_back
 
+_FEWEST_FIT_CHIPS = 32
 
-def retrain(job: Job, epochs: Epochs) -> tuple[Document, TrainResult]:
+
+@dataclass(frozen=True)
+class Placed:
+    """A document with compensation.
+
+    Attributes:
+        document: The document.
+        placement: Its compensation; empty if there is none.
+        notes: What there is to say about it.
+    """
+
+    document: Document
+    placement: Placement
+    notes: tuple[str, ...] = ()
+
+
+def correct_mean_gain(job: Job) -> Document | None:
+    """Divide the source's weights by the device model's mean factor; None where there is none but 1."""
+    document = job.source.copy()
+    try:
+        changed = CorrectMeanGain(device=job.device)(document)
+    except PassPreconditionError:
+        return None
+    return document if changed.modified else None
+
+
+def fit_closed_form(job: Job) -> Placed:
+    """Fit linear compensation at every node of the source, as wide as the overhead allows."""
+    sites, _ = find_sites(job.source, job.plan)
+    nodes = [label for label, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
+    if not nodes:
+        return Placed(job.source, (), ("closed form: no node can be compensated",))
+    supernet = Supernet(job.source, nodes, ("linear",), RATIOS, seed=job.recipe.seed)
+    placement = supernet.space(job.max_overhead).widest()
+    if not placement:
+        return Placed(job.source, (), ("closed form: no compensation fits the overhead allowed",))
+    work = len(placement) * FIT_SAMPLES * max(cost(job.plan.nodes).macs or 1, 1)
+    chips = min(FIT_CHIPS, max(_FEWEST_FIT_CHIPS, int(MOST_MACS / work)))
+    try:
+        fitted = fit(
+            job.source,
+            placement,
+            job.train,
+            job.device,
+            seed=job.recipe.seed,
+            chips=chips,
+            progress=job.progress,
+        )
+    except DataError as error:
+        return Placed(job.source, (), (f"closed form: {error}",))
+    return Placed(fitted.document, placement)
+
+
+def retrain(job: Job, effort: Effort) -> tuple[Document, TrainResult]:
     """Train all weights of the source under injected variation with the Lipschitz penalty."""
     forward = job.forward(job.source)
     result = train(
         forward,
         job.problem,
-        job.options(epochs.retrain),
+        job.options(effort.retrain),
         path=job.folder / "retrain.pt",
         progress=job.progress,
         title="retraining",
@@ -36,22 +96,7 @@ def retrain(job: Job, epochs: Epochs) -> tuple[Document, TrainResult]:
     return document, result
 
 
-@dataclass(frozen=True)
-class Placed:
-    """What the search for a place came to.
-
-    Attributes:
-        document: The document with the compensation that was found and its share of the shared weights.
-        placement: What that is; empty if there is none.
-        notes: What there is to say about it.
-    """
-
-    document: Document
-    placement: Placement
-    notes: tuple[str, ...]
-
-
-def place(job: Job, document: Document, epochs: Epochs) -> Placed:
+def place(job: Job, document: Document, effort: Effort) -> Placed:
     """Search for kind and width of compensation at every node at once, with weights that all trials share.
 
     What is found may still be no better than nothing: it is trained alone before the ladder judges it.
@@ -61,7 +106,7 @@ def place(job: Job, document: Document, epochs: Epochs) -> Placed:
     if not candidates.nodes:
         return Placed(document, (), (*notes, "no node can be compensated"))
     supernet = Supernet(document, candidates.nodes, KINDS, RATIOS, seed=job.recipe.seed)
-    space = supernet.space(job.recipe.max_overhead)
+    space = supernet.space(job.max_overhead)
     if not space.cheapest():
         return Placed(document, (), (*notes, "no compensation fits the overhead allowed"))
     forward = job.forward(supernet.document)
@@ -70,7 +115,7 @@ def place(job: Job, document: Document, epochs: Epochs) -> Placed:
         space,
         forward,
         job.problem,
-        _options(job, epochs.shared, "search"),
+        _options(job, effort.shared, "search"),
         path=job.folder / "shared.pt",
         progress=job.progress,
     )
@@ -78,7 +123,7 @@ def place(job: Job, document: Document, epochs: Epochs) -> Placed:
     found = search(
         space,
         lambda placement: job.search_validator.score(forward, supernet.stand_ins(weights, placement)),
-        trials=epochs.trials,
+        trials=effort.trials,
         seed=job.recipe.seed,
         storage=job.folder / "study.db",
         progress=job.progress,
@@ -87,13 +132,13 @@ def place(job: Job, document: Document, epochs: Epochs) -> Placed:
     return Placed(supernet.extract(weights, found.compensated), found.compensated, notes)
 
 
-def compensate(job: Job, document: Document, epochs: Epochs) -> tuple[Document, TrainResult]:
+def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, TrainResult]:
     """Train the compensation of a document on, with the analog weights frozen."""
     compensated = document.copy()
     result = train(
         job.forward(compensated),
         job.problem,
-        _options(job, epochs.compensation, "compensation"),
+        _options(job, effort.compensation, "compensation"),
         trained=weight_keys(compensated),
         path=job.folder / "compensation.pt",
         progress=job.progress,
@@ -101,6 +146,33 @@ def compensate(job: Job, document: Document, epochs: Epochs) -> tuple[Document, 
     )
     write_back(compensated, result.weights)
     return compensated, result
+
+
+def train_together(
+    job: Job, document: Document, epochs: int, *, hardened: bool
+) -> tuple[Document, TrainResult]:
+    """Train analog weights and compensation on together, under variation.
+
+    Args:
+        job: The job.
+        document: The document, with compensation or without.
+        epochs: Epochs to train.
+        hardened: Whether the analog weights were trained under variation before, so that there is no ramp.
+    """
+    options = replace(job.options(epochs), seed=seed_of(job.recipe.seed, "together"))
+    if hardened and job.recipe.injection:
+        options = replace(options, levels=(1.0,))
+    trained = document.copy()
+    result = train(
+        job.forward(trained),
+        job.problem,
+        options,
+        path=job.folder / "together.pt",
+        progress=job.progress,
+        title="training on",
+    )
+    write_back(trained, result.weights)
+    return trained, result
 
 
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:

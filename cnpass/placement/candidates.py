@@ -49,12 +49,13 @@ def find_candidates(document: Document, forward: Forward, validator: Validator) 
     Args:
         document: The model.
         forward: The same, lifted.
-        validator: Validation samples and chips; streams of all analog weights.
+        validator: Validation samples and chips, with variation in all analog weights.
     """
     mapping = plan(document)
     sites, excluded = find_sites(document, mapping)
-    clean = replace(validator, streams={}, chips=validator.chips[:1]).score(forward)
-    layers = [(n.label, n.key) for n in mapping.analog if n.key in validator.streams]
+    crossbars = validator.crossbars
+    clean = replace(validator, crossbars=crossbars.only(()), chips=validator.chips[:1]).score(forward)
+    layers = [(n.label, n.key) for n in mapping.analog if n.key in crossbars.streams]
     if validator.metric == "ser":
         note = "suffix injection needs class scores; every node that can be compensated is a candidate"
         return Candidates(tuple(sites), excluded, clean, note=note)
@@ -62,8 +63,7 @@ def find_candidates(document: Document, forward: Forward, validator: Validator) 
     sensitive: list[str] = []
     for first, (label, _) in enumerate(layers):
         varied = {key for _, key in layers[first:]}
-        streams = {key: stream for key, stream in validator.streams.items() if key in varied}
-        suffix[label] = replace(validator, streams=streams).score(forward)
+        suffix[label] = replace(validator, crossbars=crossbars.only(varied)).score(forward)
         if suffix[label] > ENOUGH * clean:
             break
         sensitive.append(label)

@@ -71,6 +71,21 @@ class Space:
         ways = {node: min(self._ways(node), key=self._share) for node in self.nodes}
         return self._fill(sorted(ways.values(), key=self._share))
 
+    def widest(self) -> Placement:
+        """Widen the cheapest placement step by step, node after node in turn, as far as the limit allows."""
+        widths = {choice.node: choice for choice in self.cheapest()}
+        growing = list(widths)
+        while growing:
+            for node in tuple(growing):
+                choice = widths[node]
+                wider = next((r for r in self.ratios if r > choice.ratio), None)
+                tried = None if wider is None else Choice(node, choice.kind, wider)
+                if tried is None or self.excess([*(widths | {node: tried}).values()]) > 0:
+                    growing.remove(node)
+                else:
+                    widths[node] = tried
+        return self.ordered(widths.values())
+
     def sample(self, seed: int) -> Placement:
         """Draw a placement within the limit: random nodes in turn, each with a random kind and ratio."""
         draw = random.Random(seed)

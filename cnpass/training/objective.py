@@ -34,42 +34,55 @@ class Objective:
     Attributes:
         metric: What is measured: "top1" trains on labels, "agreement" on the clean model's class
             probabilities, "ser" on its outputs.
-        clean: The clean model's first output on all training samples.
         normalised: Whether the scores are probabilities, so that their logarithm stands in for logits.
         distillation: Weight of the clean model's probabilities beside labels, 0 to 1.
     """
 
     metric: Metric
-    clean: torch.Tensor
     normalised: bool
     distillation: float = 0.0
 
     @classmethod
     def of(cls, metric: Metric, clean: torch.Tensor, distillation: float = 0.0) -> Objective:
-        """Make the objective of a metric from the clean model's outputs on the training samples."""
-        classes = metric != "ser"
-        return cls(metric, clean, classes and are_probabilities(rows(clean)), distillation)
+        """Make the objective of a metric, given outputs of the clean model."""
+        return cls(metric, metric != "ser" and are_probabilities(rows(clean)), distillation)
+
+    @property
+    def follows_clean(self) -> bool:
+        """Whether the clean model's outputs matter."""
+        return self.metric != "top1" or self.distillation > 0
 
     def __call__(
-        self, output: torch.Tensor, index: torch.Tensor, labels: torch.Tensor | None
+        self, output: torch.Tensor, labels: torch.Tensor | None, clean: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the mean loss of the training samples ``index``, a scalar."""
+        """Return the mean loss of a batch, a scalar.
+
+        Args:
+            output: The model's first output, [N, ...].
+            labels: Class numbers [N]; needed by "top1".
+            clean: The clean model's first output; needed where the objective follows that.
+        """
+        if clean is None:
+            return F.cross_entropy(self._logits(output), _given(labels))
         if self.metric == "ser":
-            clean = self.clean[index]
             return (output - clean).square().mean() / clean.square().mean().clamp_min(1e-12)
         logits = self._logits(output)
-        if self.metric == "agreement" or labels is None:
-            return self._distance(logits, index)
-        loss = F.cross_entropy(logits, labels)
-        if self.distillation:
-            loss = (1 - self.distillation) * loss + self.distillation * self._distance(logits, index)
-        return loss
+        distance = self._distance(logits, clean)
+        if self.metric == "agreement":
+            return distance
+        loss = F.cross_entropy(logits, _given(labels))
+        return (1 - self.distillation) * loss + self.distillation * distance
 
     def _logits(self, output: torch.Tensor) -> torch.Tensor:
         scores = rows(output)
         return scores.clamp_min(_SMALLEST_PROBABILITY).log() if self.normalised else scores
 
-    def _distance(self, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _distance(self, logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """Return the Kullback-Leibler divergence from the clean model's class probabilities."""
-        wanted = torch.log_softmax(self._logits(self.clean[index]), 1)
+        wanted = torch.log_softmax(self._logits(clean), 1)
         return F.kl_div(torch.log_softmax(logits, 1), wanted, reduction="batchmean", log_target=True)
+
+
+def _given(labels: torch.Tensor | None) -> torch.Tensor:
+    assert labels is not None  # noqa: S101 (top1 has labels)
+    return labels

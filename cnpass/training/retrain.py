@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from cnpass.progress import Progress, Task
-from cnpass.runtime.devices import DeviceModel
-from cnpass.training import checkpoint, lipschitz, noise
+from cnpass.training import checkpoint, lipschitz
+from cnpass.training.augmentation import Augmentation
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.objective import Objective
-from cnpass.training.schedule import one_cycle, seed_of
+from cnpass.training.schedule import one_cycle, ramp, seed_of
 from cnpass.training.validation import Validator
 
 MAX_RETREATS = 4
@@ -47,6 +48,7 @@ class TrainOptions:
         k: Bound per layer that the penalty aims at.
         clip: Largest norm of the gradient.
         checks: How often validation is looked at, for the best weights; 0 for never, which keeps the last.
+        patience: Checks in a row, at full variation, without a better figure that end the training.
         seed: Seed of order and variation.
     """
 
@@ -59,6 +61,7 @@ class TrainOptions:
     k: float = 1.0
     clip: float = 5.0
     checks: int = 12
+    patience: int = 5
     seed: int = 0
 
 
@@ -73,18 +76,37 @@ class Problem:
     Attributes:
         samples: Training samples.
         objective: The task loss.
+        clean: The clean model's first output on them, where the objective follows that.
         validator: The figure that chooses the best weights.
-        device: Device model.
-        analog: Keys of the weights that sit on crossbars.
+        crossbars: What varies.
+        teacher: The clean model, for samples that are augmented.
+        augment: Changes the samples of each step; None leaves them as they are.
         stand_ins: Draws what stands in for digital weights in each step; None for nothing.
     """
 
     samples: Samples
     objective: Objective
+    clean: torch.Tensor
     validator: Validator
-    device: DeviceModel
-    analog: Collection[str]
+    crossbars: Crossbars
+    teacher: Forward
+    augment: Augmentation | None = None
     stand_ins: StandIns | None = None
+
+    def batch(
+        self, index: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Samples, torch.Tensor | None]:
+        """Return samples, augmented if a generator is given, and the clean model's output if it matters."""
+        batch = self.samples.take(index)
+        augment = self.augment if generator is not None else None
+        if augment is not None and generator is not None:
+            batch = augment(batch, generator)
+        if not self.objective.follows_clean:
+            return batch, None
+        if augment is None:
+            return batch, self.clean[index]
+        with torch.no_grad():
+            return batch, self.teacher(batch)
 
 
 @dataclass
@@ -155,8 +177,7 @@ class _Trainer:
         self.keys = [key for key in weights if trained is None or key in trained]
         for key, weight in weights.items():
             weight.requires_grad_(key in self.keys)
-        self.analog = [key for key in weights if key in problem.analog]
-        self.norm = lipschitz.target_norm(problem.device, options.k)
+        self.norm = lipschitz.target_norm(problem.crossbars.device, options.k)
         self.optimizer = self._optimizer()
         self.epoch = 0
         self.scale = 1.0
@@ -182,7 +203,7 @@ class _Trainer:
 
     def run(self, task: Task) -> None:
         """Train until the last epoch, or until training is given up."""
-        while self.epoch < self.options.epochs and self.retreats <= MAX_RETREATS:
+        while self.epoch < self.options.epochs and self.retreats <= MAX_RETREATS and not self._settled():
             loss = self._epoch()
             self.epoch += 1
             task.advance()
@@ -210,7 +231,7 @@ class _Trainer:
             done = (self.epoch + step / batches) / options.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = options.rate * self.scale * one_cycle(done)
-            strength = noise.ramp(done, options.levels, options.ramp)
+            strength = ramp(done, options.levels, options.ramp)
             loss = self._step(index.to(device), chips, strength)
             total += loss / batches
             if not math.isfinite(loss):
@@ -219,14 +240,14 @@ class _Trainer:
 
     def _step(self, index: torch.Tensor, chips: torch.Generator, strength: float) -> float:
         problem, options, module = self.problem, self.options, self.forward.module
-        batch = problem.samples.take(index)
-        weights = noise.programmed(module.weights, self.analog, problem.device, chips, strength)
+        batch, clean = problem.batch(index, chips)
+        weights = problem.crossbars.draw(module.weights, chips, strength)
         if problem.stand_ins is not None:
             weights.update(problem.stand_ins(module.weights, chips))
-        task_loss = problem.objective(self.forward(batch, weights), index, batch.labels)
+        task_loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
         loss = task_loss
         if options.beta:
-            matrices = (matrix for _, matrix in module.matrices(self.analog))
+            matrices = (matrix for _, matrix in module.matrices(problem.crossbars.streams))
             loss = loss + options.beta * lipschitz.penalty(matrices, self.norm)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -251,9 +272,9 @@ class _Trainer:
                     break
                 index = torch.arange(first, min(first + self.options.batch, len(problem.samples)))
                 index = index.to(problem.samples.inputs[0].device)
-                batch = problem.samples.take(index)
-                drawn = noise.programmed(weights, self.analog, problem.device, chips)
-                loss = problem.objective(self.forward(batch, drawn), index, batch.labels)
+                batch, clean = problem.batch(index)
+                drawn = problem.crossbars.draw(weights, chips)
+                loss = problem.objective(self.forward(batch, drawn), batch.labels, clean)
                 total = max(total, float(loss))
         return max(total, 1.0) if math.isfinite(total) else 1.0
 
@@ -283,6 +304,12 @@ class _Trainer:
         self.history.append({"epoch": self.epoch, "loss": loss, "score": score, "scale": self.scale})
         if score > self.score:
             self.score, self.best = score, self._weights()
+
+    def _settled(self) -> bool:
+        """Tell whether the checks at full variation have brought nothing better for long enough."""
+        ramped, patience = self.options.ramp * self.options.epochs, self.options.patience
+        scores = [check["score"] for check in self.history if check["epoch"] > ramped]
+        return len(scores) > patience and max(scores[-patience:]) < self.score
 
     def _weights(self) -> dict[str, torch.Tensor]:
         weights = self.forward.module.weights

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 DEFAULT_STEPS = 2400
 """Optimiser steps that bring a small network back from strong variation; few samples get many epochs."""
 FEWEST_EPOCHS = 8
+MOST_MACS = 5e12
+"""Multiply-accumulates of forward passes that a training does unasked: about ten minutes on two cores."""
 
 _WARM_UP = 0.3
 _FIRST_RATE = 1 / 25
 _LAST_RATE = 1e-4
 
 
-def epochs_for(
-    samples: int, batch: int, *, seconds: float | None = None, seconds_per_step: float = math.inf
-) -> int:
-    """Return a number of epochs: from a time budget where there is one, else from `DEFAULT_STEPS`.
+def epochs_for(samples: int, batch: int, macs: int | None = None) -> int:
+    """Return how many epochs of training suit a model and its data; the same on every machine.
 
     Args:
         samples: Training samples.
         batch: Samples per step.
-        seconds: Time that training may take.
+        macs: Multiply-accumulates of the model per sample; None if they are not known.
+    """
+    wanted = max(FEWEST_EPOCHS, math.ceil(DEFAULT_STEPS / math.ceil(samples / batch)))
+    return min(wanted, most_epochs(samples, macs))
+
+
+def most_epochs(samples: int, macs: int | None) -> int:
+    """Return after how many epochs a training has taken `MOST_MACS`; arguments as for `epochs_for`."""
+    return max(1, int(MOST_MACS / (samples * max(macs or 1, 1))))
+
+
+def epochs_within(seconds: float, samples: int, batch: int, seconds_per_step: float) -> int:
+    """Return how many epochs fit in a time, at least one.
+
+    Args:
+        seconds: The time.
+        samples: Training samples.
+        batch: Samples per step.
         seconds_per_step: Measured time of one step.
     """
-    per_epoch = math.ceil(samples / batch)
-    if seconds is not None and math.isfinite(seconds_per_step):
-        return max(1, int(seconds / (seconds_per_step * per_epoch)))
-    return max(FEWEST_EPOCHS, math.ceil(DEFAULT_STEPS / per_epoch))
+    return max(1, int(seconds / (seconds_per_step * math.ceil(samples / batch))))
 
 
 def one_cycle(progress: float) -> float:
@@ -42,6 +57,19 @@ def one_cycle(progress: float) -> float:
     if progress < _WARM_UP:
         return _cosine(_FIRST_RATE, 1.0, progress / _WARM_UP)
     return _cosine(1.0, _FIRST_RATE * _LAST_RATE, (progress - _WARM_UP) / (1 - _WARM_UP))
+
+
+def ramp(progress: float, levels: Sequence[float], until: float) -> float:
+    """Return the strength of variation at a point of the training.
+
+    Args:
+        progress: Fraction of the training that is done, 0 to 1.
+        levels: Strengths to climb in equal steps; the last one holds to the end.
+        until: Fraction of the training at which the last level begins.
+    """
+    if progress >= until or len(levels) == 1:
+        return levels[-1]
+    return levels[int(progress / until * (len(levels) - 1))]
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

@@ -10,8 +10,7 @@ import torch
 
 from cnpass.evaluation.metrics import Meter
 from cnpass.records import Metric
-from cnpass.runtime.devices import DeviceModel
-from cnpass.runtime.reference import program_weight
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 
 
@@ -23,18 +22,16 @@ class Validator:
         samples: Validation samples.
         expected: What outputs are compared with (`cnpass.evaluation.metrics.reference`).
         metric: What is measured.
-        device: Device model.
+        crossbars: What varies.
         seed: Seed of the chips.
-        streams: Random stream by key of every analog weight.
         chips: Numbers of the chips.
     """
 
     samples: Samples
     expected: np.ndarray
     metric: Metric
-    device: DeviceModel
+    crossbars: Crossbars
     seed: int
-    streams: Mapping[str, int]
     chips: range
 
     def values(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> list[float]:
@@ -47,17 +44,7 @@ class Validator:
         return float(np.mean(self.values(forward, weights)))
 
     def _measure(self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor]) -> float:
-        weights = dict(others) | {
-            key: program_weight(
-                forward.module.weights[key].detach(),
-                self.device,
-                seed=self.seed,
-                stream=stream,
-                chip=chip,
-                xp=torch,
-            )
-            for key, stream in self.streams.items()
-        }
+        weights = {**others, **self.crossbars.chip(forward.module.weights, chip, self.seed)}
         meter = Meter(self.metric)
         meter.add(forward(self.samples, weights).float().cpu().numpy(), self.expected)
         return meter.value()

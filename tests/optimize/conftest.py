@@ -75,31 +75,32 @@ class KilledError(Exception):
 
 
 class _Countdown(Task):
-    def __init__(self, owner: Countdown) -> None:
-        self.owner = owner
+    def __init__(self, left: float) -> None:
+        self.left = left
 
     def advance(self, steps: int = 1) -> None:
-        self.owner.steps += steps
-        if self.owner.steps > self.owner.limit:
+        self.left -= steps
+        if self.left < 0:
             raise KilledError
 
 
 class Countdown(Progress):
-    """Counts finished steps of all tasks and ends the run after a number of them."""
+    """Ends the run when a task of a name, or of any, has gone on for more than a number of steps."""
 
-    def __init__(self, limit: float = float("inf")) -> None:
-        self.limit = limit
-        self.steps = 0
+    def __init__(self, name: str | None = None, limit: float = float("inf")) -> None:
+        self.name, self.limit = name, limit
+        self.seen: list[str] = []
 
     @contextmanager
     def task(self, description: str, total: int, done: int = 0) -> Iterator[Task]:
-        del description, total, done
-        yield _Countdown(self)
+        del total, done
+        self.seen.append(description)
+        yield _Countdown(self.limit if description == self.name else float("inf"))
 
 
 @pytest.fixture
 def countdown() -> type[Countdown]:
-    """The class of a progress that ends the run after some steps."""
+    """The class of a progress that ends the run within a task."""
     return Countdown
 
 

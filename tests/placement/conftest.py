@@ -13,6 +13,7 @@ from onnx import helper
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.runtime.devices import make_device
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
@@ -63,18 +64,20 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def problem(document, images) -> Problem:
     """Training and validation on what the clean model itself says of random images."""
+    teacher = Forward(lift(document))
     with torch.no_grad():
-        clean = lift(document)(images)[0]
+        clean = teacher(Samples((images,), None))
     labels = clean.argmax(1)
     samples = Samples((images,), labels)
     device = make_device("lognormal", sigma=0.5)
-    streams = plan(document).streams
+    crossbars = Crossbars.of(plan(document), device, teacher.module.weights)
     return Problem(
         samples=samples,
         objective=Objective.of("top1", clean),
-        validator=Validator(samples, labels.numpy(), "top1", device, 3, streams, CHIPS),
-        device=device,
-        analog=frozenset(streams),
+        clean=clean,
+        validator=Validator(samples, labels.numpy(), "top1", crossbars, 3, CHIPS),
+        crossbars=crossbars,
+        teacher=teacher,
     )
 
 

@@ -29,7 +29,7 @@ def by_hand(document, forward, validator) -> list[float]:
                     np.asarray(
                         program_weight(
                             forward.module.weights[key].detach().numpy(),
-                            validator.device,
+                            validator.crossbars.device,
                             seed=validator.seed,
                             stream=streams[key],
                             chip=chip,
@@ -66,7 +66,8 @@ def test_the_rule_finds_what_a_loop_by_hand_finds(enough, document, problem, lif
 
 
 def test_a_robust_network_keeps_all_nodes_and_says_so(document, problem, lifted) -> None:
-    calm = replace(problem.validator, device=make_device("lognormal", sigma=1e-4))
+    crossbars = replace(problem.crossbars, device=make_device("lognormal", sigma=1e-4))
+    calm = replace(problem.validator, crossbars=crossbars)
     found = find_candidates(document, lifted(document), calm)
     assert len(found.nodes) == len(ORDER)
     assert list(found.suffix) == ["c1"]
@@ -74,7 +75,7 @@ def test_a_robust_network_keeps_all_nodes_and_says_so(document, problem, lifted)
 
 
 def test_without_class_scores_all_nodes_are_candidates(document, problem, lifted) -> None:
-    clean = problem.objective.clean.numpy()
+    clean = problem.clean.numpy()
     found = find_candidates(
         document, lifted(document), replace(problem.validator, metric="ser", expected=clean)
     )

@@ -143,7 +143,7 @@ def test_training_moves_shared_weights_only_and_helps(supernet, lifted, problem)
 
 def test_shared_weights_are_worth_having(document, nodes, lifted, problem) -> None:
     """Measured by the error of outputs, which any placement can make smaller: variation adds to means."""
-    clean = problem.objective.clean
+    clean = problem.clean
     validator = replace(problem.validator, metric="ser", expected=clean.numpy())
     task = replace(problem, objective=Objective.of("ser", clean), validator=validator)
     supernet = Supernet(document, nodes, ["gain"], RATIOS, seed=7)
@@ -172,7 +172,9 @@ def test_a_step_trains_only_what_its_placement_uses(supernet, scattered, images)
     assert not bool((gradient[:, 2:] != 0).any())
 
 
-def test_training_goes_on_to_the_same_bits_after_an_interruption(supernet, lifted, problem, tmp_path) -> None:
+def test_training_goes_on_to_the_same_bits_after_an_interruption(
+    supernet, lifted, problem, tmp_path, monkeypatch
+) -> None:
     space = supernet.space(0.5)
     whole = train_shared(supernet, space, lifted(supernet.document), problem, options(6))
 
@@ -181,23 +183,18 @@ def test_training_goes_on_to_the_same_bits_after_an_interruption(supernet, lifte
 
     calls = 0
 
-    def stopping(output, index, labels):
+    def stopping(*arguments):
         nonlocal calls
         calls += 1
         if calls > 14:
             raise StopError
-        return problem.objective(output, index, labels)
+        return loss(*arguments)
 
-    path = tmp_path / "shared.pt"
+    path, loss = tmp_path / "shared.pt", Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", stopping)
     with pytest.raises(StopError):
-        train_shared(
-            supernet,
-            space,
-            lifted(supernet.document),
-            replace(problem, objective=stopping),
-            options(6),
-            path=path,
-        )
+        train_shared(supernet, space, lifted(supernet.document), problem, options(6), path=path)
+    monkeypatch.undo()
     resumed = train_shared(supernet, space, lifted(supernet.document), problem, options(6), path=path)
     for key, weight in whole.weights.items():
         assert torch.equal(resumed.weights[key], weight)

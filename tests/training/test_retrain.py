@@ -18,6 +18,8 @@ from cnpass.mapping import plan
 from cnpass.progress import Progress, Task
 from cnpass.runtime.devices import LogNormal
 from cnpass.training import checkpoint
+from cnpass.training.augmentation import augmentation
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
@@ -42,7 +44,6 @@ def _split(count: int, seed: int) -> Split:
 def setting(convnet) -> Callable[[], tuple[Forward, Problem]]:
     """Makes a fresh module and its problem."""
     document = Document.from_proto(convnet)
-    streams = plan(document).streams
 
     def fresh() -> tuple[Forward, Problem]:
         forward = Forward(lift(document))
@@ -50,16 +51,17 @@ def setting(convnet) -> Callable[[], tuple[Forward, Problem]]:
         train_samples = Samples.of(samples, ["x"], CPU)
         with torch.no_grad():
             clean = forward(train_samples)
+        crossbars = Crossbars.of(plan(document), DEVICE, forward.module.weights)
         validator = Validator(
             Samples.of(val, ["x"], CPU),
             val.y,
             "top1",
-            DEVICE,
+            crossbars,
             0,
-            streams,
             range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + 4),
         )
-        return forward, Problem(train_samples, Objective.of("top1", clean), validator, DEVICE, set(streams))
+        objective, teacher = Objective.of("top1", clean), Forward(lift(document))
+        return forward, Problem(train_samples, objective, clean, validator, crossbars, teacher)
 
     return fresh
 
@@ -188,9 +190,9 @@ def test_validation_uses_the_numbered_chips_of_the_contract(setting, convnet, or
     values = validator.values(forward)
     for chip, value in zip(validator.chips, values, strict=True):
         for tensor in convnet.graph.initializer:
-            if tensor.name in validator.streams:
+            if tensor.name in validator.crossbars.streams:
                 weight = forward.module.weights[tensor.name].detach().numpy()
-                stream = validator.streams[tensor.name]
+                stream = validator.crossbars.streams[tensor.name]
                 new = program_weight(weight, DEVICE, seed=0, stream=stream, chip=chip)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
         val = _split(64, 1)
@@ -206,13 +208,26 @@ def test_models_of_fixed_batch_run_in_their_batches(setting, rows: int) -> None:
 
 
 def test_objectives_without_labels_follow_the_clean_model() -> None:
-    index = torch.arange(6)
     clean = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     near, far = clean + 0.01, -clean
     for metric in ("agreement", "ser"):
         objective = Objective.of(metric, clean)
-        assert objective(clean, index, None).item() == pytest.approx(0, abs=1e-6)
-        assert objective(near, index, None) < objective(far, index, None)
+        assert objective.follows_clean
+        assert objective(clean, None, clean).item() == pytest.approx(0, abs=1e-6)
+        assert objective(near, None, clean) < objective(far, None, clean)
+
+
+def test_distillation_weighs_labels_and_the_clean_model() -> None:
+    generator = torch.Generator().manual_seed(0)
+    output, clean = torch.randn(2, 6, 5, generator=generator)
+    labels = torch.arange(5).repeat(2)[:6]
+    alone = Objective.of("top1", clean)(output, labels, None)
+    distance = Objective.of("agreement", clean)(output, None, clean)
+    both = Objective.of("top1", clean, distillation=0.3)
+    assert both.follows_clean
+    assert both(output, labels, clean).item() == pytest.approx(
+        (0.7 * alone + 0.3 * distance).item(), rel=1e-5
+    )
 
 
 def test_probabilities_are_taken_as_such() -> None:
@@ -220,8 +235,34 @@ def test_probabilities_are_taken_as_such() -> None:
     logits, labels = torch.randn(6, 5, generator=generator), torch.arange(5).repeat(2)[:6]
     wanted = torch.nn.functional.cross_entropy(logits, labels)
     probabilities = torch.softmax(logits, 1)
-    index = torch.arange(6)
     for clean, output in ((logits, logits), (probabilities, probabilities), (probabilities.log(),) * 2):
-        assert Objective.of("top1", clean)(output, index, labels).item() == pytest.approx(
-            wanted.item(), rel=1e-5
-        )
+        loss = Objective.of("top1", clean)(output, labels, None)
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_an_augmented_training_asks_the_teacher_what_augmented_samples_are(setting) -> None:
+    forward, problem = setting()
+    flipped = replace(
+        problem, objective=replace(problem.objective, distillation=0.5), augment=augmentation(["flip"])
+    )
+    index = torch.arange(32)
+    batch, clean = flipped.batch(index, torch.Generator().manual_seed(0))
+    original = problem.samples.inputs[0][:32]
+    changed = (batch.inputs[0] != original).flatten(1).any(1)
+    assert 5 < changed.sum() < 27
+    assert torch.equal(batch.inputs[0][changed], original[changed].flip(3))
+    torch.testing.assert_close(clean, forward(batch))
+    plain, clean = flipped.batch(index)
+    assert torch.equal(plain.inputs[0], original)
+    assert torch.equal(clean, problem.clean[:32])
+
+
+def test_training_ends_early_where_nothing_gets_better(setting) -> None:
+    forward, problem = setting()
+    train(forward, problem, replace(OPTIONS, epochs=20))
+    wrong = Samples(problem.samples.inputs, (problem.samples.labels + 1) % 4)
+    options = replace(OPTIONS, epochs=40, checks=20, patience=3)
+    result = train(forward, replace(problem, samples=wrong), options)
+    assert result.epochs < 40
+    assert result.epochs > options.ramp * 40
+    assert result.score == result.first_score

@@ -1,0 +1,113 @@
+"""Weights on crossbars during training: chips that are drawn to train on, and numbered ones to validate on.
+
+Training draws from torch generators; validation and test chips are numbered chips of the op contract
+(`cnpass.runtime.reference.program_weight`), so the three never share a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+
+import torch
+
+from cnpass.mapping import MappingPlan
+from cnpass.runtime import ops
+from cnpass.runtime.devices import DeviceModel
+from cnpass.runtime.devices.base import TorchDraws
+from cnpass.runtime.numerics import Array, Functions
+from cnpass.runtime.ops import Purpose
+from cnpass.runtime.reference import program_weight
+
+_TORCH = cast(Functions, torch)
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Milder:
+    """Random numbers of a chip whose variation is a fraction of the device model's.
+
+    Attributes:
+        draws: Those of a whole chip.
+        strength: 0 gives the ideal chip, 1 the device model as it is. Standard normals are multiplied by it
+            (for log-normal variation that is a factor on sigma), and so are the rates of faults.
+    """
+
+    draws: TorchDraws
+    strength: float
+
+    def normals(self, purpose: int = Purpose.PROGRAMMING) -> Array:
+        return self.draws.normals(purpose) * self.strength
+
+    def stuck(self, low: Array, high: Array, purpose: int = Purpose.FAULTS) -> tuple[Array, Array]:
+        return self.draws.stuck(low * self.strength, high * self.strength, purpose)
+
+
+@dataclass(frozen=True)
+class Crossbars:
+    """The device model, and which weights it holds.
+
+    Attributes:
+        device: Device model.
+        streams: Random stream by key of every weight that sits on a crossbar.
+        columns: Axis of such a weight along which crossbar columns are counted; no entry where that is no
+            axis of the weight as it is trained.
+    """
+
+    device: DeviceModel
+    streams: Mapping[str, int]
+    columns: Mapping[str, int]
+
+    @classmethod
+    def of(cls, plan: MappingPlan, device: DeviceModel, weights: Weights) -> Self:
+        """Take from a mapping plan what concerns the weights of a lifted model, by key."""
+        columns: dict[str, int] = {}
+        for entry in plan.analog:
+            node, product = entry.node, entry.product
+            if node is not None and product is not None and product.weight.stored_as_root:
+                kind = ops.ANALOG_CONV if node.op in {"Conv", ops.ANALOG_CONV} else ops.ANALOG_MATMUL
+                columns[product.weight.key] = ops.column_axis(kind, product.perm)
+        return cls(device, {key: s for key, s in plan.streams.items() if key in weights}, columns)
+
+    def only(self, keys: Collection[str | None]) -> Self:
+        """Return the same with some of the weights, the others being ideal."""
+        return replace(self, streams={key: s for key, s in self.streams.items() if key in keys})
+
+    def draw(
+        self, weights: Weights, generator: torch.Generator, strength: float = 1.0
+    ) -> dict[str, torch.Tensor]:
+        """Draw one chip to train on; gradients flow through it to the weights.
+
+        Args:
+            weights: All weights by key.
+            generator: Source of the draw.
+            strength: Factor on the deviates and on the rates of faults.
+
+        Returns:
+            The programmed tensors by key, for ``Lifted.forward(..., weights=...)``.
+        """
+        return {
+            key: self.device.program(
+                weights[key],
+                _Milder(TorchDraws(weights[key], generator), strength),
+                _TORCH,
+                self.columns.get(key),
+            )
+            for key in self.streams
+        }
+
+    def chip(self, weights: Weights, number: int, seed: int) -> dict[str, torch.Tensor]:
+        """Return what a numbered chip holds, by key, without gradients: the bits that the ops would use."""
+        common: dict[str, Any] = {"seed": seed, "chip": number, "xp": torch}
+        return {
+            key: program_weight(
+                weights[key].detach(),
+                self.device,
+                stream=stream,
+                column_axis=self.columns.get(key),
+                **common,
+            )
+            for key, stream in self.streams.items()
+        }
