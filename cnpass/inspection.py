@@ -4,6 +4,8 @@ Assumptions behind the figures:
 
 - one cell holds one weight (a differential pair counts as one cell); biases stay digital;
 - a matrix of K rows and N columns is cut into ceil(K / tile_rows) x ceil(N / tile_cols) tiles;
+- R copies of a weight take R cells of one column of one tile, whose rows all get its input: a tile then holds
+  tile_rows / R rows of the matrix, rounded down;
 - a grouped convolution is one matrix per group; as many groups share a tile as fit into it along its
   diagonal, since each has rows and columns of its own; a group larger than a tile has tiles of its own;
 - every column of every row of tiles is converted once for every vector that is multiplied: the partial sums
@@ -42,12 +44,14 @@ def layout(product: Product, tile_rows: int, tile_cols: int) -> Layout:
     """Cut a weight into tiles; see the assumptions at the top of the module.
 
     Args:
-        product: rows and columns of one group, and the number of groups.
+        product: rows and columns of one group, the number of groups, and the copies of each weight.
         tile_rows: rows of a tile.
         tile_cols: columns of a tile.
     """
-    down, across = ceil(product.rows / tile_rows), ceil(product.cols / tile_cols)
-    per_tile = min(tile_rows // max(1, product.rows), tile_cols // max(1, product.cols))
+    held = max(1, tile_rows // product.copies)
+    down = ceil(product.rows / held) * ceil(product.copies / tile_rows)
+    across = ceil(product.cols / tile_cols)
+    per_tile = min(tile_rows // max(1, product.rows * product.copies), tile_cols // max(1, product.cols))
     if per_tile > 1:
         return Layout(ceil(product.groups / per_tile), product.cols * product.groups)
     return Layout(product.groups * down * across, product.cols * product.groups * down)
@@ -100,6 +104,7 @@ def _record(node: NodePlan, tile: tuple[int, int]) -> NodeRecord:
         rows=product.rows if product else None,
         cols=product.cols if product else None,
         groups=product.groups if product else None,
+        copies=product.copies if product else None,
         tiles=placed.tiles if placed else None,
         params=node.params,
         macs=node.macs,
@@ -114,7 +119,8 @@ def _totals(
 ) -> InspectTotals:
     weights = {node.key: node.product for node in nodes if node.product is not None}
     tiles = sum(layout(product, *tile).tiles for product in weights.values())
-    used = sum(product.rows * product.cols * product.groups for product in weights.values())
+    sizes = {key: product.rows * product.cols * product.groups for key, product in weights.items()}
+    used = sum(sizes[key] * product.copies for key, product in weights.items())
     cells = tiles * tile[0] * tile[1]
     analog = [record for record in records if record.domain == "analog"]
     return InspectTotals(
@@ -122,12 +128,13 @@ def _totals(
         digital=len(records) - len(analog),
         params=sum(constants.values()),
         macs=_sum(record.macs for record in records),
-        analog_params=used,
+        analog_params=sum(sizes.values()),
         analog_macs=_sum(record.macs for record in analog),
         tile_rows=tile[0],
         tile_cols=tile[1],
         tiles=tiles,
         cells_used=used,
+        cells_free=cells - used,
         cells=cells,
         utilisation=used / cells if cells else 0.0,
         adc_conversions=_sum(record.adc_conversions for record in analog),

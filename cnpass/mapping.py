@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Literal
@@ -54,6 +54,7 @@ class Product:
         rows: crossbar rows of one group: inputs that add up to one output.
         cols: crossbar columns of one group.
         groups: independent matrices of that size.
+        copies: devices per weight, each with a row of its own.
     """
 
     weight: Weight
@@ -62,6 +63,7 @@ class Product:
     rows: int
     cols: int
     groups: int = 1
+    copies: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +243,12 @@ class _Planner:
             )
         shape = [weight.shape[axis] for axis in perm]
         product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
+        copies = node.attrs.get(ops.COPIES, 1)
+        if not isinstance(copies, int) or not 1 <= copies <= ops.MAX_COPY + 1:
+            raise ModelError(
+                f"node {label(node)!r}: {ops.COPIES} is {copies}; it must be between 1 and {ops.MAX_COPY + 1}"
+            )
+        product = replace(product, copies=copies)
         stream = {"stream": node.attrs.get("stream")}
         return stream | self.analog(node, product, f"analog, weight {weight.key!r}")
 

@@ -86,6 +86,7 @@ class NodeRecord(Frozen):
     rows: Count | None = Field(default=None, description="crossbar rows (inputs per output) of one group")
     cols: Count | None = Field(default=None, description="crossbar columns (outputs) of one group")
     groups: Count | None = Field(default=None, description="independent matrices of that size")
+    copies: Count | None = Field(default=None, description="devices per weight, on rows of their own")
     tiles: Count | None = None
     params: Count = Field(description="constant values that the node itself reads")
     macs: Count | None = Field(default=None, description="per inference; null where shapes are not known")
@@ -101,12 +102,13 @@ class InspectTotals(Frozen):
     digital: Count = Field(description="digital nodes")
     params: Count
     macs: Count | None = Field(description="per inference; null where a shape is not known")
-    analog_params: Count = Field(description="devices, each stored weight counted once")
+    analog_params: Count = Field(description="weights on crossbars, each stored one counted once")
     analog_macs: Count | None
     tile_rows: Count = Field(description="rows of a tile that the figures assume")
     tile_cols: Count = Field(description="columns of a tile that the figures assume")
     tiles: Count
-    cells_used: Count
+    cells_used: Count = Field(description="cells that hold a weight or a copy of one")
+    cells_free: Count
     cells: Count = Field(description="cells of all tiles")
     utilisation: float = Field(ge=0, le=1, description="cells_used / cells; 0 without tiles")
     adc_conversions: Count | None = Field(description="per inference")

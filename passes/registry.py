@@ -12,6 +12,7 @@ _PASSES = {
     "correct-mean-gain": ("correct_mean_gain", "CorrectMeanGain"),
     "insert-compensation": ("insert_compensation", "InsertCompensation"),
     "map-crossbar": ("map_crossbar", "MapCrossbar"),
+    "replicate-weights": ("replicate_weights", "ReplicateWeights"),
     "lower-analog": ("lower_analog", "LowerAnalog"),
     "strip-portable": ("strip_portable", "StripPortable"),
 }

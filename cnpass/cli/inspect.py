@@ -39,9 +39,24 @@ def run(
         console.json(record.to_json())
         return
     console.table(
-        ("node", "op", "domain", ">rows", ">cols", ">groups", ">tiles", ">params", ">MACs", "reason"),
         (
-            (n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, n.tiles, n.params, n.macs, n.reason)
+            "node",
+            "op",
+            "domain",
+            ">rows",
+            ">cols",
+            ">groups",
+            ">copies",
+            ">tiles",
+            ">params",
+            ">MACs",
+            "reason",
+        ),
+        (
+            (
+                *(n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, n.copies, n.tiles),
+                *(n.params, n.macs, n.reason),
+            )
             for n in record.nodes
         ),
     )
@@ -58,6 +73,7 @@ def run(
             ("MACs on crossbars", total.analog_macs),
             (f"tiles of {total.tile_rows} x {total.tile_cols}", total.tiles),
             ("cells used", f"{total.cells_used} of {total.cells}"),
+            ("cells free", total.cells_free),
             ("utilisation", percent(total.utilisation)),
             ("ADC conversions per inference", total.adc_conversions),
         ),

@@ -114,6 +114,27 @@ def test_inspect_writes_the_split(cnpass, digits: Path) -> None:
     assert cnpass("inspect", digits, "--split", path, "--force").code == 0
 
 
+# copies
+
+
+def test_copies_from_rewrite_to_evaluate(cnpass, digits: Path) -> None:
+    """Before and after in `inspect`; in `evaluate` chips that deviate less."""
+    totals, means = [], []
+    for name, last in (("one", ""), ("several", ",replicate-weights")):
+        path = digits.with_name(f"{name}.onnx")
+        pipeline = f"fold-batch-norm,map-crossbar{{sigma=0.5}}{last}"
+        assert cnpass("rewrite", digits, "-p", pipeline, "-o", path).code == 0
+        totals.append(check(cnpass("inspect", path, "--format", "json").out, "inspect")["totals"])
+        data = ("--data", digits.with_name("digits.npz"), "--chips", 20)
+        done = cnpass("evaluate", path, *data, "--format", "json")
+        means.append(check(done.out, "evaluate")["points"][0]["mean"])
+    one, several = totals
+    assert (one["tiles"], one["adc_conversions"]) == (several["tiles"], several["adc_conversions"])
+    assert several["cells_used"] > one["cells_used"]
+    assert several["cells_free"] < one["cells_free"]
+    assert means[1] > means[0]
+
+
 # evaluate
 
 

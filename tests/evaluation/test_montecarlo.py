@@ -19,6 +19,7 @@ from cnpass.document import Document
 from cnpass.errors import CnpassError, DataError, ModelError
 from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo, monte_carlo
 from cnpass.evaluation.statistics import half_width
+from cnpass.passes import Pipeline
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress
 from cnpass.runfolder import Journal
@@ -28,12 +29,15 @@ from cnpass.runtime.reference import program_weight
 STRONG = LogNormal(sigma=0.6)
 
 
-def by_hand(proto: onnx.ModelProto, split: Split, chip: int, seed: int) -> float:
+def by_hand(
+    proto: onnx.ModelProto, split: Split, chip: int, seed: int, copies: tuple[int, int] = (1, 1)
+) -> float:
     """Top-1 of one chip: weights programmed by the reference, the plain model in ONNX Runtime."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     for stream, tensor in enumerate(changed.graph.initializer):  # first used in the order of the initializers
-        weight = program_weight(numpy_helper.to_array(tensor), STRONG, seed=seed, stream=stream, chip=chip)
+        where = {"seed": seed, "stream": stream, "chip": chip, "copies": copies[stream]}
+        weight = program_weight(numpy_helper.to_array(tensor), STRONG, **where)
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(weight), tensor.name))
     session = ort.InferenceSession(changed.SerializeToString())
     batches = [session.run(None, {"x": split.x[i : i + 1]})[0] for i in range(len(split))]
@@ -47,6 +51,16 @@ def test_against_a_loop_by_hand(build, split: Split) -> None:
         assert run.values(target, chips) == [by_hand(build(), split, chip, 3) for chip in chips]
         assert run.clean == by_hand(build(), split, -1, 3)
         assert (run.metric, run.notes) == ("top1", [])
+
+
+def test_copies_of_a_mapped_model_stay(build, split: Split) -> None:
+    document = Document.from_proto(build())
+    Pipeline.parse("map-crossbar,replicate-weights{tile-rows=128}").run(document)
+    with MonteCarlo(document, split, workers=1) as run:
+        target = run.prepare(document, STRONG, seed=3)
+        assert run.values(target, [0, 1, 2]) == [
+            by_hand(build(), split, chip, 3, copies=(128 // 9, 128 // 64)) for chip in (0, 1, 2)
+        ]
 
 
 def test_processes_do_not_matter(document: Document, split: Split) -> None:

@@ -57,6 +57,29 @@ def test_a_fixed_batch_counts_as_one_sample(build):
     assert inspect(document).nodes[0].macs == 25 * 6 * 75
 
 
+def test_copies_count_as_rows_and_cells(build):
+    document = conv(build, (6, 3, 5, 5), ["n", 3, 9, 9])
+    Pipeline.parse("map-crossbar").run(document)
+    document.graph.nodes[0].attrs["copies"] = 3
+    # A tile holds 75, 74, 25, 24 and one of the 75 inputs; the last one takes two tiles for each of them.
+    for rows, tiles in ((256, 1), (225, 1), (224, 2), (75, 3), (74, 4), (3, 75), (2, 150)):
+        record = inspect(document, tile_rows=rows)
+        assert (record.nodes[0].rows, record.nodes[0].copies, record.nodes[0].tiles) == (75, 3, tiles)
+        assert record.nodes[0].adc_conversions == 25 * 6 * tiles
+        totals = record.totals
+        assert (totals.analog_params, totals.cells_used) == (6 * 75, 3 * 6 * 75)
+        assert totals.cells_free == totals.cells - totals.cells_used
+
+
+@pytest.mark.parametrize("copies", [0, 2**16 + 1, 1.5])
+def test_impossible_copies(build, copies):
+    document = conv(build, (6, 3, 5, 5), ["n", 3, 9, 9])
+    Pipeline.parse("map-crossbar").run(document)
+    document.graph.nodes[0].attrs["copies"] = copies
+    with pytest.raises(ModelError, match=f"node 'c': copies is {copies}; it must be between 1 and 65536"):
+        inspect(document)
+
+
 def test_a_shared_weight_counts_once(build):
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"]),

@@ -39,6 +39,13 @@ def test_strip_portable(named_case, golden):
     golden("conv.stripped", document)
 
 
+@pytest.mark.parametrize("name", ["conv", "two-convs-one-transposed", "tied"])
+def test_replicate_weights(named_case, golden, name):
+    document = Document.from_proto(named_case(name))
+    Pipeline.parse("map-crossbar{sigma=0.25,seed=7},replicate-weights{tile-rows=64}").run(document)
+    golden(f"{name}.replicated", document)
+
+
 def test_fold_batch_norm(build, weight, golden):
     names = ["scale", "shift", "mean", "var"]
     nodes = [

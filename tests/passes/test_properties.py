@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from cnpass.document import Document
+from cnpass.inspection import inspect
 from cnpass.passes import Pipeline
 from cnpass.passes.pipeline import Verifying
 
@@ -97,3 +98,23 @@ def test_same_input_same_bytes(build, network):
         Pipeline.parse("fold-batch-norm,map-crossbar{seed=3}").run(document, [Verifying()])
         written.add(document.to_proto().SerializeToString(deterministic=True))
     assert len(written) == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks(), st.integers(1, 40), st.integers(1, 10), st.integers(0, 6))
+def test_copies_cost_no_more_than_the_extra_tiles(build, transform, network, rows, cols, extra):
+    model = build(*network)
+    tile = {"tile_rows": rows, "tile_cols": cols}
+    options = f"{{tile-rows={rows},tile-cols={cols},extra-tiles={extra}}}"
+    document = transform(model, f"map-crossbar,replicate-weights{options}")
+    before, after = inspect(Document.from_proto(model), **tile), inspect(document, **tile)
+    assert before.totals.tiles <= after.totals.tiles <= before.totals.tiles + extra
+    assert after.totals.cells_used >= before.totals.cells_used
+    if extra == 0:
+        assert after.totals.adc_conversions == before.totals.adc_conversions
+    counts = [(node.weight, node.copies) for node in after.nodes if node.domain == "analog"]
+    assert len(set(counts)) == len({weight for weight, _ in counts})
+    Pipeline.parse("lower-analog{mark=false}").run(document, [Verifying()])
+    assert document.to_proto().SerializeToString(deterministic=True) == model.SerializeToString(
+        deterministic=True
+    )

@@ -1,0 +1,173 @@
+"""`replicate-weights`: several devices per weight, on rows that the tiles leave free."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from typing import ClassVar, NamedTuple
+
+import onnx_graphsurgeon as gs
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cnpass.document import Document
+from cnpass.inspection import layout
+from cnpass.mapping import Product, plan
+from cnpass.passes import analog
+from cnpass.passes.base import (
+    PASS_CONFIG,
+    Pass,
+    PassPreconditionError,
+    PassResult,
+)
+from cnpass.runtime import ops
+
+
+@dataclass(frozen=True, config=PASS_CONFIG)
+class ReplicateWeights(Pass):
+    """Spread every weight over the devices that fit into the rows its tiles leave free.
+
+    R devices on one column, their rows driven by the same input, hold R copies of a weight; their mean
+    varies by 1 / sqrt(R) of what one device does. In the tiles that a weight has anyway they cost neither
+    tiles nor ADC conversions. `cnpass inspect` counts both by the same rules (`cnpass.inspection.layout`).
+
+    `extra-tiles` are spent one purchase at a time: of the tiles that would give one weight at least one more
+    copy, those with the largest fall of its variance, 1 / R, per tile; among equals, the weight that is used
+    first. The new tiles are filled up. Every row of tiles that is added costs ADC conversions too.
+
+    A weight that several nodes read gets one number of copies. If they read it in different ways (along and
+    across, or in different groups), it keeps one: its copies would lie on one column for one node only.
+    """
+
+    name: ClassVar[str] = "replicate-weights"
+
+    tile_rows: int = Field(default=256, ge=1, description="rows of a crossbar tile")
+    tile_cols: int = Field(default=256, ge=1, description="columns of a crossbar tile")
+    max_copies: int = Field(
+        default=ops.MAX_COPY + 1, ge=1, le=ops.MAX_COPY + 1, description="most devices per weight"
+    )
+    extra_tiles: int = Field(
+        default=0, ge=0, le=10**6, description="tiles that may be added, where they lower variance most"
+    )
+
+    def requires(self, document: Document) -> None:
+        """There are analog nodes."""
+        if not any(True for _ in analog.analog_nodes(document)):
+            raise PassPreconditionError(self.name, "the model has no analog node; put map-crossbar before it")
+
+    def apply(self, document: Document) -> PassResult:
+        """See `Pass.apply`."""
+        nodes: list[gs.Node] = []
+        uses: dict[str, list[_Use]] = defaultdict(list)
+        notes = []
+        for entry in plan(document).analog:
+            if entry.node is None or entry.node.domain != ops.DOMAIN:
+                continue
+            nodes.append(entry.node)
+            if entry.product is None or entry.node.attrs.get("device") == ops.PROGRAMMED:
+                notes.append(f"node {entry.label!r} stays: its weight is programmed already")
+            else:
+                use = _Use(entry.node, replace(entry.product, copies=1))
+                uses[entry.product.weight.key].append(use)
+        products = {}
+        for key, found in uses.items():
+            if len({use.way for use in found}) == 1:
+                products[key] = found[0].product
+            else:
+                notes.append(f"weight {key!r} keeps one copy: nodes read it in different ways")
+        copies, added = self._copies(products)
+        wanted = {id(use.node): copies.get(key, 1) for key, found in uses.items() for use in found}
+        modified = _write(nodes, wanted)
+        if modified and analog.drop_bodies(document):
+            analog.write_bodies(document)
+        several = sorted(count for count in copies.values() if count > 1)
+        done = f"{len(several)} of {len(uses)} weights have several copies"
+        if several:
+            done += f", {several[0]} to {several[-1]}"
+        if self.extra_tiles:
+            done += f"; {added} tiles added"
+        return PassResult(modified, (done, *notes))
+
+    def _copies(self, products: dict[str, Product]) -> tuple[dict[str, int], int]:
+        """Copies of every weight, and how many tiles they add."""
+        copies = {key: self._most(product, self._tiles(product, 1)) for key, product in products.items()}
+        heap = [
+            offer
+            for order, (key, product) in enumerate(products.items())
+            if (offer := self._offer(order, key, product, copies[key]))
+        ]
+        heapq.heapify(heap)
+        left = self.extra_tiles
+        while heap:
+            offer = heapq.heappop(heap)
+            # One that is too dear now stays so, and so is all that this weight could ask for after it.
+            if offer.tiles <= left:
+                left -= offer.tiles
+                copies[offer.key] = offer.copies
+                following = self._offer(offer.order, offer.key, products[offer.key], offer.copies)
+                if following:
+                    heapq.heappush(heap, following)
+        return copies, self.extra_tiles - left
+
+    def _offer(self, order: int, key: str, product: Product, copies: int) -> _Offer | None:
+        """The fewest tiles that give a weight more copies than it has; None if it may have no more."""
+        if not self.extra_tiles or copies >= self.max_copies:
+            return None
+        tiles = self._tiles(product, copies + 1)
+        more = self._most(product, tiles)
+        added = tiles - self._tiles(product, copies)
+        return _Offer((Fraction(1, more) - Fraction(1, copies)) / added, order, key, more, added)
+
+    def _tiles(self, product: Product, copies: int) -> int:
+        return layout(replace(product, copies=copies), self.tile_rows, self.tile_cols).tiles
+
+    def _most(self, product: Product, tiles: int) -> int:
+        """The most copies of a weight that fit into so many tiles; at least 1."""
+        numbers = range(1, self.max_copies + 1)
+        return max(1, bisect_right(numbers, tiles, key=lambda copies: self._tiles(product, copies)))
+
+
+class _Offer(NamedTuple):
+    """Tiles that one weight could get; the best of several is the smallest."""
+
+    change: Fraction  # of its variance per tile
+    order: int  # by first use
+    key: str
+    copies: int
+    tiles: int
+
+
+class _Use(NamedTuple):
+    """A node that reads a weight."""
+
+    node: gs.Node
+    product: Product
+
+    @property
+    def way(self) -> tuple[int, ...]:
+        """What all nodes must have in common for copies to lie on columns of each."""
+        axis = ops.column_axis(self.node.op, self.node.attrs.get(ops.WEIGHT_PERM))
+        return axis, self.product.rows, self.product.cols, self.product.groups
+
+
+def _write(nodes: list[gs.Node], copies: Mapping[int, int]) -> bool:
+    """Write the attribute, on all nodes since bodies want it so, or on none where no node has copies.
+
+    Args:
+        nodes: all analog nodes.
+        copies: by the node's id; 1 where absent.
+
+    Returns:
+        Whether any node changed.
+    """
+    before = [node.attrs.get(ops.COPIES) for node in nodes]
+    for node in nodes:
+        if any(count > 1 for count in copies.values()):
+            node.attrs[ops.COPIES] = copies.get(id(node), 1)
+        else:
+            node.attrs.pop(ops.COPIES, None)
+    return before != [node.attrs.get(ops.COPIES) for node in nodes]

@@ -1,0 +1,169 @@
+"""Copies fill the rows that tiles leave free, and nothing else changes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from cnpass.document import Document
+from cnpass.errors import UsageError
+from cnpass.inspection import inspect
+from cnpass.passes import Pipeline
+from cnpass.passes.analog import analog_nodes
+from cnpass.passes.base import PassPreconditionError
+from cnpass.passes.pipeline import Verifying
+from cnpass.runtime.devices import LogNormal
+from cnpass.runtime.reference import program_weight
+from cnpass.runtime.session import Session
+
+
+def replicate(document: Document, options: str = "") -> tuple[str, ...]:
+    """Map and replicate in place; gives the last pass's notes."""
+    Pipeline.parse("map-crossbar{sigma=0.5}").run(document, [Verifying()])
+    notes = Pipeline.parse(f"replicate-weights{options}").run(document, [Verifying()]).notes
+    return tuple(note.removeprefix("replicate-weights: ") for note in notes)
+
+
+def copies(document: Document) -> list[int | None]:
+    return [node.attrs.get("copies") for node in analog_nodes(document)]
+
+
+def chain(build, *sizes: int) -> Document:
+    """A model of matrix products m0, m1, ..., as many as there are steps between sizes."""
+    tensors = ["x", *(f"h{i}" for i in range(len(sizes) - 2)), "y"]
+    shapes = list(pairwise(sizes))
+    nodes = [
+        helper.make_node("MatMul", [tensors[i], f"w{i}"], [tensors[i + 1]], f"m{i}")
+        for i in range(len(shapes))
+    ]
+    weights = {f"w{i}": np.ones(shape, np.float32) for i, shape in enumerate(shapes)}
+    return Document.from_proto(build(nodes, weights, inputs={"x": ["n", sizes[0]]}))
+
+
+def test_lenet5(models):
+    """75, 150, 400, 120 and 84 rows in tiles of 256."""
+    path = models / "lenet5-cifar10.onnx"
+    before, document = inspect(path).totals, Document.load(path)
+    notes = replicate(document)
+    assert copies(document) == [3, 1, 1, 2, 3]
+    assert notes == ("3 of 5 weights have several copies, 2 to 3",)
+    after = inspect(document).totals
+    for field in ("tiles", "cells", "adc_conversions", "analog_params", "macs"):
+        assert getattr(after, field) == getattr(before, field)
+    added = 2 * 75 * 6 + 120 * 84 + 2 * 84 * 10
+    assert (after.cells_used - before.cells_used, before.cells_free - after.cells_free) == (added, added)
+
+
+@pytest.mark.parametrize(
+    ("shape", "group", "options", "expected"),
+    [
+        ((6, 3, 5, 5), 1, "", 3),
+        ((6, 3, 5, 5), 1, "{tile-rows=150}", 2),
+        ((6, 3, 5, 5), 1, "{tile-rows=149}", None),
+        ((6, 3, 5, 5), 1, "{tile-rows=74}", None),
+        ((6, 3, 5, 5), 1, "{tile-cols=4}", 3),
+        ((6, 3, 5, 5), 1, "{max-copies=2}", 2),
+        ((6, 3, 5, 5), 1, "{max-copies=1}", None),
+        # Three groups of nine rows share a tile; have one each; or two tiles, one of them for two groups.
+        ((6, 1, 3, 3), 3, "", 256 // 3 // 9),
+        ((6, 1, 3, 3), 3, "{tile-cols=2}", 256 // 9),
+        ((6, 1, 3, 3), 3, "{tile-cols=4}", 256 // 2 // 9),
+    ],
+)
+def test_copies_that_fit(build, shape, group, options, expected):
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "c", group=group)
+    weights = {"w": np.ones(shape, np.float32)}
+    document = Document.from_proto(build([node], weights, inputs={"x": ["n", shape[1] * group, 9, 9]}))
+    replicate(document, options)
+    assert copies(document) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [(0, [1, 2, 1]), (1, [2, 2, 1]), (2, [3, 2, 1]), (3, [2, 2, 2]), (4, [3, 2, 2]), (5, [3, 2, 3])],
+)
+def test_extra_tiles(build, extra, expected):
+    """What a tile takes off 1 / copies: of m0 1/2, then 1/6, of m1 3/20, of m2 1/4 (if two are left), 1/6."""
+    document = chain(build, 200, 100, 400, 10)
+    notes = replicate(document, f"{{extra-tiles={extra}}}")
+    assert copies(document) == expected
+    assert inspect(document).totals.tiles == 5 + extra
+    assert extra == 0 or notes[0].endswith(f"; {extra} tiles added")
+
+
+def test_extra_tiles_buy_no_more_than_may_be(build):
+    document = chain(build, 200, 10)
+    notes = replicate(document, "{extra-tiles=1000,max-copies=4}")
+    assert (copies(document), inspect(document).totals.tiles) == ([4], 4)
+    assert notes == ("1 of 1 weights have several copies, 4 to 4; 3 tiles added",)
+
+
+def test_tied_weights_have_one_number_of_copies(build, weight):
+    nodes = [helper.make_node("MatMul", [a, "w"], [b], b) for a, b in (("x", "h"), ("h", "y"))]
+    document = Document.from_proto(build(nodes, {"w": weight(4, 4)}))
+    assert replicate(document, "{tile-rows=9}") == ("1 of 1 weights have several copies, 2 to 2",)
+    assert copies(document) == [2, 2]
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_a_weight_read_along_and_across_keeps_one_copy(build, weight, square):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Gemm", ["h", "w"], ["y"], transB=1),
+    ]
+    document = Document.from_proto(build(nodes, {"w": weight(4, 4 if square else 3)}))
+    notes = replicate(document)
+    assert copies(document) == [None, None]
+    assert notes[1:] == ("weight 'w' keeps one copy: nodes read it in different ways",)
+
+
+def test_weights_programmed_elsewhere_stay(build):
+    document = chain(build, 4, 4, 4)
+    Pipeline.parse("map-crossbar{portable=never}").run(document)
+    document.graph.nodes[0].attrs.clear()
+    document.graph.nodes[0].attrs["device"] = "programmed"
+    assert "node 'm0' stays: its weight is programmed already" in replicate(document, "{tile-rows=8}")
+    assert copies(document) == [1, 2]
+
+
+def test_running_it_again_starts_anew(build):
+    document = chain(build, 100, 80, 7)
+    replicate(document)
+    assert copies(document) == [2, 3]
+    again = Pipeline.parse("replicate-weights")
+    assert not again.run(document, [Verifying()]).modified
+    Pipeline.parse("replicate-weights{max-copies=1}").run(document, [Verifying()])
+    plain = chain(build, 100, 80, 7)
+    Pipeline.parse("map-crossbar{sigma=0.5}").run(plain)
+    assert document.fingerprint() == plain.fingerprint()
+
+
+def test_chips_hold_the_mean_of_the_copies(build, weight):
+    """With the function body, which the pass rewrites, and with the native library where it is there."""
+    document = Document.from_proto(
+        build([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 3)})
+    )
+    replicate(document, "{tile-rows=21}")
+    assert copies(document) == [5]
+    x = weight(2, 4)
+    held = program_weight(weight(4, 3), LogNormal(sigma=0.5), seed=0, stream=0, chip=6, copies=5)
+    np.testing.assert_allclose(Session(document.to_proto()).run(x, chip=6)[0], x @ held, rtol=1e-5, atol=1e-6)
+    body = ReferenceEvaluator(document.to_proto()).run(None, {"x": x, "chip": np.array(6)})[0]
+    np.testing.assert_allclose(body, x @ held, rtol=1e-5, atol=1e-6)
+
+
+def test_needs_analog_nodes(build):
+    with pytest.raises(PassPreconditionError, match="no analog node; put map-crossbar before it"):
+        Pipeline.parse("replicate-weights").run(chain(build, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "option", ["tile-rows=0", "tile-cols=-1", "max-copies=0", "max-copies=65537", "extra-tiles=-1"]
+)
+def test_options_out_of_range(option):
+    with pytest.raises(UsageError, match=f"option '{option.partition('=')[0]}'"):
+        Pipeline.parse(f"replicate-weights{{{option}}}")
