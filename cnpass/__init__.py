@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnpass.evaluation.evaluate import evaluate
     from cnpass.inspection import inspect
-    from cnpass.optimization.run import optimize
+    from cnpass.optimization import optimize, retrain, search
     from cnpass.runtime.library import get_library_path
     from cnpass.runtime.session import Session
 
-__all__ = ["Session", "__version__", "errors", "evaluate", "get_library_path", "inspect", "optimize"]
+__all__ = [
+    "Session",
+    "__version__",
+    "errors",
+    "evaluate",
+    "get_library_path",
+    "inspect",
+    "optimize",
+    "retrain",
+    "search",
+]
 
 _HOME = {
     "Session": "cnpass.runtime.session",
@@ -24,6 +34,8 @@ _HOME = {
     "get_library_path": "cnpass.runtime.library",
     "inspect": "cnpass.inspection",
     "optimize": "cnpass.optimization",
+    "retrain": "cnpass.optimization",
+    "search": "cnpass.optimization",
 }
 
 

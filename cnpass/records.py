@@ -176,10 +176,14 @@ class Rung(Frozen):
     point: Point
 
 
-class OptimizeRecord(Record):
-    """What ``cnpass optimize`` did and what it brought, on test data and fresh chips."""
+def retention(point: Point, clean: float) -> float:
+    """The mean of a point over the clean figure of the model that came in; 0 where that is 0."""
+    return point.mean / clean if clean else 0.0
 
-    name: ClassVar[str] = "optimize"
+
+class TrainedRecord(Record):
+    """What the records of verbs that train have in common."""
+
     input: str = Field(description="path of the model that came in")
     output: str = Field(description="path of the model that went out")
     metric: Metric
@@ -188,10 +192,6 @@ class OptimizeRecord(Record):
     after_clean: float = Field(description="the model that went out, without variation")
     before: Point
     after: Point
-    retention: BeforeAfter = Field(description="mean under variation over the clean figure that came in")
-    overhead: Overhead
-    placement: list[Placement]
-    ladder: list[Rung]
     recipe: dict[str, JsonValue]
     hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
     seeds: dict[str, int]
@@ -199,7 +199,64 @@ class OptimizeRecord(Record):
     seconds: float = Field(ge=0)
 
 
-RECORDS: tuple[type[Record], ...] = (InspectRecord, EvaluateRecord, OptimizeRecord)
+class OptimizeRecord(TrainedRecord):
+    """What ``cnpass optimize`` did and what it brought, on test data and fresh chips."""
+
+    name: ClassVar[str] = "optimize"
+    retention: BeforeAfter = Field(description="mean under variation over the clean figure that came in")
+    overhead: Overhead
+    placement: list[Placement]
+    ladder: list[Rung]
+
+
+class Check(Frozen):
+    """One look at the validation chips during a training."""
+
+    epoch: Count
+    loss: float = Field(description="mean training loss of the epoch")
+    score: float = Field(description="mean figure on the chips of the check")
+    scale: float = Field(description="factor on the learning rate; below 1 after a divergence")
+
+
+class RetrainRecord(TrainedRecord):
+    """What ``cnpass retrain`` did and what it brought, on validation data and chips."""
+
+    name: ClassVar[str] = "retrain"
+    kept: bool = Field(description="whether what was trained is better; else the output is what came in")
+    epochs: Count = Field(description="epochs trained")
+    history: list[Check]
+
+
+class Trial(Frozen):
+    """One placement that the search measured."""
+
+    placement: list[Placement]
+    value: float = Field(description="mean figure on the search's validation chips, with shared weights")
+    overhead: Overhead
+
+
+class SearchRecord(TrainedRecord):
+    """What ``cnpass search`` found and what it brings, on validation data and chips."""
+
+    name: ClassVar[str] = "search"
+    kept: bool = Field(description="whether the compensation helps; else the output is what came in")
+    candidates: list[str] = Field(description="nodes that may be compensated")
+    excluded: dict[str, str] = Field(description="the other analog nodes, with the reason")
+    suffix: dict[str, float] = Field(
+        description="by node, the figure with variation in it and all analog nodes that follow"
+    )
+    trials: list[Trial]
+    placement: list[Placement]
+    overhead: Overhead
+
+
+RECORDS: tuple[type[Record], ...] = (
+    InspectRecord,
+    EvaluateRecord,
+    OptimizeRecord,
+    RetrainRecord,
+    SearchRecord,
+)
 SCHEMAS = Path(__file__).parent / "schemas"
 
 

@@ -6,9 +6,16 @@ from typing import Annotated
 
 import typer
 
-from cnpass.cli import catalogue, evaluate, inspect, optimize, rewrite
+from cnpass.cli import catalogue, evaluate, inspect, optimize, retrain, rewrite, search
 from cnpass.cli.verbs import verb
-from cnpass.recipe import EvaluateRecipe, InspectRecipe, OptimizeRecipe, RewriteRecipe
+from cnpass.recipe import (
+    EvaluateRecipe,
+    InspectRecipe,
+    OptimizeRecipe,
+    RetrainRecipe,
+    RewriteRecipe,
+    SearchRecipe,
+)
 
 app = typer.Typer(
     name="cnpass",
@@ -42,6 +49,8 @@ def root(
 verb(app, name="optimize", recipe=OptimizeRecipe)(optimize.run)
 verb(app, name="inspect", recipe=InspectRecipe)(inspect.run)
 verb(app, name="evaluate", recipe=EvaluateRecipe)(evaluate.run)
+verb(app, name="retrain", recipe=RetrainRecipe)(retrain.run)
+verb(app, name="search", recipe=SearchRecipe)(search.run)
 verb(app, name="rewrite", recipe=RewriteRecipe)(rewrite.run)
 verb(app, name="lower")(rewrite.run_lower)
 app.add_typer(catalogue.devices, name="devices")

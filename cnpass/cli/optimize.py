@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cnpass.cli.console import Console, Format, percent
 from cnpass.cli.evaluate import METRICS, UNITS, device, figure_columns, figures, shown
 from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.errors import GateError
 from cnpass.recipe import OptimizeRecipe
-from cnpass.records import OptimizeRecord
+from cnpass.records import OptimizeRecord, Overhead, Placement, TrainedRecord, retention
 from cnpass.runfolder import default_run
 
 
@@ -55,19 +57,7 @@ def run(
 def print_record(record: OptimizeRecord, console: Console) -> None:
     """The record as tables."""
     metric, unit = record.metric, UNITS[record.metric]
-    console.line(f"{METRICS[metric]} on {record.n.test} test samples")
-    console.line(f"{record.after.chips} chips of {device(record.after)}")
-    console.line()
-    console.table(
-        ("model", f">clean {unit}", *figure_columns(unit), ">retention"),
-        (
-            (name, shown(clean, metric), *figures(point, metric), percent(retention))
-            for name, clean, point, retention in (
-                ("before", record.clean, record.before, record.retention.before),
-                ("after", record.after_clean, record.after, record.retention.after),
-            )
-        ),
-    )
+    print_points(record, record.n.test, "test", console)
     console.line()
     if record.ladder:
         console.table(
@@ -75,8 +65,32 @@ def print_record(record: OptimizeRecord, console: Console) -> None:
             ((r.step, r.scope, "yes" if r.kept else "no", *figures(r.point, metric)) for r in record.ladder),
         )
         console.line()
-    for place in record.placement:
-        console.line(f"compensation at {place.node}: {place.kind}, ratio {place.ratio:g}")
-    parameters, macs = percent(record.overhead.params), percent(record.overhead.macs) or "unknown"
-    console.line(f"overhead: {parameters} parameters, {macs} MACs")
+    print_placement(record.placement, record.overhead, console)
     console.line(f"wrote {record.output}")
+
+
+def print_points(record: TrainedRecord, samples: int, part: str, console: Console) -> None:
+    """The model that came in and the one that went out, on samples of a part of the data."""
+    metric, unit = record.metric, UNITS[record.metric]
+    console.line(f"{METRICS[metric]} on {samples} {part} samples")
+    console.line(f"{record.after.chips} chips of {device(record.after)}")
+    console.line()
+    console.table(
+        ("model", f">clean {unit}", *figure_columns(unit), ">retention"),
+        (
+            (name, shown(clean, metric), *figures(point, metric), percent(retention(point, record.clean)))
+            for name, clean, point in (
+                ("before", record.clean, record.before),
+                ("after", record.after_clean, record.after),
+            )
+        ),
+    )
+
+
+def print_placement(placement: Sequence[Placement], overhead: Overhead, console: Console) -> None:
+    """Where compensation is, and what it costs."""
+    for place in placement:
+        console.line(f"compensation at {place.node}: {place.kind}, ratio {place.ratio:g}")
+    console.line(
+        f"overhead: {percent(overhead.params)} parameters, {percent(overhead.macs) or 'unknown'} MACs"
+    )

@@ -1,5 +1,7 @@
 """The main job: retrain, place, compensate and prove, as stages that can be recomputed or read back."""
 
+from cnpass.optimization.retraining import retrain
 from cnpass.optimization.run import optimize
+from cnpass.optimization.searching import search
 
-__all__ = ["optimize"]
+__all__ = ["optimize", "retrain", "search"]

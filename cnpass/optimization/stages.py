@@ -6,7 +6,8 @@ result back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
 from cnpass.compensation.overhead import cost, weight_keys
@@ -17,10 +18,11 @@ from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
-from cnpass.placement.candidates import find_candidates
+from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.search import search
 from cnpass.placement.sharing import Supernet, train_shared
 from cnpass.placement.space import KINDS, RATIOS, Placement
+from cnpass.records import Overhead
 from cnpass.training.retrain import TrainOptions, TrainResult, train
 from cnpass.training.schedule import MOST_MACS, seed_of
 from cnpass.training.writeback import write_back
@@ -80,13 +82,13 @@ def fit_closed_form(job: Job) -> Placed:
     return Placed(fitted.document, placement)
 
 
-def retrain(job: Job, effort: Effort) -> tuple[Document, TrainResult]:
+def retrain(job: Job, epochs: int) -> tuple[Document, TrainResult]:
     """Train all weights of the source under injected variation with the Lipschitz penalty."""
     forward = job.forward(job.source)
     result = train(
         forward,
         job.problem,
-        job.options(effort.retrain),
+        job.options(epochs),
         path=job.folder / "retrain.pt",
         progress=job.progress,
         title="retraining",
@@ -96,7 +98,24 @@ def retrain(job: Job, effort: Effort) -> tuple[Document, TrainResult]:
     return document, result
 
 
-def place(job: Job, document: Document, effort: Effort) -> Placed:
+@dataclass(frozen=True)
+class Searched:
+    """What a search for a placement came to.
+
+    Attributes:
+        placed: The best placement that has any compensation, with its share of the shared weights.
+        candidates: Nodes that could be compensated, and why the others could not.
+        figures: The figure of every placement that was measured, in the order of the trials.
+        overhead: Tells what a placement costs.
+    """
+
+    placed: Placed
+    candidates: Candidates
+    figures: Mapping[Placement, float] = field(default_factory=dict)
+    overhead: Callable[[Placement], Overhead] = lambda _: Overhead(params=0.0, macs=0.0)
+
+
+def place(job: Job, document: Document, effort: Effort) -> Searched:
     """Search for kind and width of compensation at every node at once, with weights that all trials share.
 
     What is found may still be no better than nothing: it is trained alone before the ladder judges it.
@@ -104,11 +123,12 @@ def place(job: Job, document: Document, effort: Effort) -> Placed:
     candidates = find_candidates(document, job.forward(document), job.search_validator)
     notes = (candidates.note,) if candidates.note else ()
     if not candidates.nodes:
-        return Placed(document, (), (*notes, "no node can be compensated"))
+        return Searched(Placed(document, (), (*notes, "no node can be compensated")), candidates)
     supernet = Supernet(document, candidates.nodes, KINDS, RATIOS, seed=job.recipe.seed)
     space = supernet.space(job.max_overhead)
     if not space.cheapest():
-        return Placed(document, (), (*notes, "no compensation fits the overhead allowed"))
+        why = "no compensation fits the overhead allowed"
+        return Searched(Placed(document, (), (*notes, why)), candidates)
     forward = job.forward(supernet.document)
     trained = train_shared(
         supernet,
@@ -128,8 +148,9 @@ def place(job: Job, document: Document, effort: Effort) -> Placed:
         storage=job.folder / "study.db",
         progress=job.progress,
     )
-    notes = (*notes, *trained.notes)
-    return Placed(supernet.extract(weights, found.compensated), found.compensated, notes)
+    extracted = supernet.extract(weights, found.compensated)
+    placed = Placed(extracted, found.compensated, (*notes, *trained.notes))
+    return Searched(placed, candidates, found.figures, space.overhead)
 
 
 def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, TrainResult]:

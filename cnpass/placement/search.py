@@ -42,14 +42,14 @@ class Found:
         compensated: The best placement that has any compensation, since training it alone may yet make it
             better than none; empty if the limit allows none.
         nothing: The figure without compensation.
-        measured: Placements that were measured.
+        figures: The figure of every placement that was measured, in the order of the trials.
     """
 
     placement: Placement
     value: float
     compensated: Placement
     nothing: float
-    measured: int
+    figures: Mapping[Placement, float]
 
 
 def search(
@@ -107,7 +107,7 @@ class _Search:
                     task.describe(f"best {max(self.values.values()):.4g}")
         best = self._best(self.values)
         compensated = self._best(filter(None, self.values))
-        return Found(best, self.values[best], compensated, self.values[()], len(self.values))
+        return Found(best, self.values[best], compensated, self.values[()], dict(self.values))
 
     def _best(self, placements: Iterable[Placement]) -> Placement:
         """Return the one with the best figure, and of several the cheapest."""

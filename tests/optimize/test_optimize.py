@@ -152,7 +152,7 @@ def test_the_bound_on_overhead_holds(model: Path) -> None:
 
 
 def test_refusals_come_before_any_work(model: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cnpass.optimization.run.MonteCarlo", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("cnpass.optimization.setting.MonteCarlo", lambda *_, **__: pytest.fail("worked"))
     output = model.with_name("quadrants.cnpass.onnx")
     output.write_bytes(b"mine")
     with pytest.raises(UsageError, match="exists already"):

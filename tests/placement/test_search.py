@@ -60,7 +60,7 @@ def test_the_planted_optimum_is_found_within_the_limit(seed) -> None:
     assert found.value >= ranked[4]
     assert found.value == worth(found.placement)
     assert set(scorer.asked) <= set(allowed)
-    assert len(scorer.asked) == len(set(scorer.asked)) == found.measured
+    assert len(scorer.asked) == len(set(scorer.asked)) == len(found.figures)
 
 
 def test_the_first_trials_are_nothing_and_the_cheapest_everywhere() -> None:

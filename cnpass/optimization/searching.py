@@ -1,0 +1,97 @@
+"""``search``: where compensation goes, of which kind and how wide; written as plain ONNX with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cnpass.compensation.overhead import overhead
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.optimization import stages
+from cnpass.optimization.setting import Call, Setting, build, carry_out
+from cnpass.placement import space
+from cnpass.progress import Progress
+from cnpass.recipe import SearchRecipe
+from cnpass.records import Placement, SearchRecord, Trial
+
+
+def search(
+    model: str | Path | onnx.ModelProto | Document,
+    data: str | Path | None = None,
+    *,
+    recipe: SearchRecipe | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    run: str | Path | None = None,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SearchRecord:
+    """Search for a placement of compensation, and train what was found, the analog weights as they are.
+
+    Args:
+        model: Any ONNX model; one that was retrained, as a rule.
+        data: As for ``cnpass.optimize``.
+        recipe: All options; default: every default.
+        output: The file to write; default: ``{stem}.compensated.onnx`` beside the model. The record goes
+            beside it as JSON.
+        force: Whether existing files may be replaced.
+        run: Folder that keeps the state of a long run; default: none is kept.
+        restart: Drop what that folder holds.
+        progress: Told what happens; default: silence.
+        options: Single options of ``SearchRecipe``, which win over the recipe.
+
+    Returns:
+        The record: candidates, every placement that was measured, and the figures on validation chips.
+
+    Raises:
+        UsageError: An option, the output, or the run folder belongs to other inputs.
+        ModelError: The model is invalid, has nothing for a crossbar, or operators that cannot be trained.
+        DataError: The data do not fit, or there are none to train on.
+    """
+    call = Call(model, data, output, force, run, restart, progress, options)
+    return carry_out(call, build(SearchRecipe, recipe, call), SearchRecord, "compensated", _record)
+
+
+def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
+    with setting.chips(setting.dataset.val, "val") as val:
+        job = setting.job(val.metric)
+        if job.untrainable is not None:
+            raise ModelError(job.untrainable)
+        effort = setting.effort(job)
+        ladder = setting.ladder(val)
+        searched = stages.place(job, job.source, effort)
+        placed = searched.placed
+        setting.notes.extend(placed.notes)
+        if placed.placement:
+            document, result = stages.compensate(job, placed.document, effort)
+            setting.notes.extend(result.notes)
+            ladder.climb("compensation", document, placed.placement)
+        best = ladder.document
+        best.save(setting.output, force=setting.force)
+        return SearchRecord(
+            **setting.common(val.notes),
+            metric=val.metric,
+            clean=val.clean,
+            after_clean=val.clean_of(best),
+            before=ladder.rungs[0].point,
+            after=ladder.rungs[-1].point,
+            kept=len(ladder.rungs) > 1 and ladder.rungs[-1].kept,
+            candidates=list(searched.candidates.nodes),
+            excluded=searched.candidates.excluded,
+            suffix=searched.candidates.suffix,
+            trials=[
+                Trial(placement=_listed(placement), value=value, overhead=searched.overhead(placement))
+                for placement, value in searched.figures.items()
+            ],
+            placement=_listed(ladder.placement),
+            overhead=overhead(best),
+        )
+
+
+def _listed(placement: space.Placement) -> list[Placement]:
+    return [Placement(**asdict(choice)) for choice in placement]

@@ -1,0 +1,315 @@
+"""What ``optimize``, ``retrain`` and ``search`` have in common: model, data and run folder, and one record.
+
+Each writes a model and, beside it, a record; each goes on where a killed run stopped; each, asked again when
+it is done, gives its record back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import onnx
+import torch
+
+from cnpass import data as datasets
+from cnpass.data import Dataset, Split
+from cnpass.document import Document
+from cnpass.errors import DataError, ModelError, UsageError
+from cnpass.evaluation import MonteCarlo
+from cnpass.evaluation.montecarlo import analog_attributes
+from cnpass.files import check_output, write_text
+from cnpass.mapping import plan
+from cnpass.optimization.effort import Effort
+from cnpass.optimization.job import Job
+from cnpass.optimization.ladder import Ladder
+from cnpass.passes.fold_batch_norm import FoldBatchNorm
+from cnpass.passes.lower_analog import LowerAnalog
+from cnpass.progress import Progress
+from cnpass.recipe import SearchRecipe, TrainRecipe
+from cnpass.records import Metric, Record, SplitSizes
+from cnpass.runfolder import RunFolder
+from cnpass.runtime.devices import DeviceModel, make_device
+
+R = TypeVar("R", bound=TrainRecipe)
+T = TypeVar("T", bound=Record)
+
+_RECORD = "record.json"
+_EFFORT = "effort.json"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a user asks for, beside the recipe.
+
+    Attributes:
+        model: Any ONNX model.
+        data: NPZ file, folder, or ``package.module:function``; None for the recipe's.
+        output: The file to write; None for the default.
+        force: Whether existing files may be replaced.
+        run: Folder that keeps the state of a long run; None for none.
+        restart: Drop what that folder holds.
+        progress: Told what happens; None for silence.
+        options: Single options of the recipe, which win over it.
+    """
+
+    model: str | Path | onnx.ModelProto | Document
+    data: str | Path | None
+    output: str | Path | None
+    force: bool
+    run: str | Path | None
+    restart: bool
+    progress: Progress | None
+    options: dict[str, Any]
+
+
+class Setting(Generic[R]):
+    """One call at work.
+
+    Attributes:
+        document: The model, in standard operators.
+        dataset: The data.
+        device: Device model.
+        recipe: All options.
+        folder: Where state is kept.
+        output: The file to write.
+        force: Whether existing files may be replaced.
+        progress: Told what happens.
+        store: Journal of finished chips.
+        notes: What there is to say in the record.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        dataset: Dataset,
+        device: DeviceModel,
+        *,
+        recipe: R,
+        folder: RunFolder,
+        output: Path,
+        force: bool,
+        progress: Progress,
+        started: float,
+    ) -> None:
+        self.document, self.dataset, self.device, self.recipe = document, dataset, device, recipe
+        self.folder, self.output, self.force, self.progress = folder, output, force, progress
+        self.store = folder.journal("chips")
+        self.notes: list[str] = list(dataset.notes)
+        self._started = started
+
+    def chips(self, split: Split, name: str) -> MonteCarlo:
+        """Return a Monte-Carlo over a part of the data."""
+        return MonteCarlo(
+            self.document,
+            split,
+            workers=self.recipe.workers,
+            folder=self.folder.path / f"scratch-{name}",
+            progress=self.progress,
+        )
+
+    def ladder(self, val: MonteCarlo) -> Ladder:
+        """Return a ladder with its first rung measured."""
+        ladder = Ladder(val, self.device, self.recipe.seed, self.store, self.progress, self.document)
+        ladder.start()
+        return ladder
+
+    def job(self, metric: Metric) -> Job:
+        """Return what the stages work on."""
+        source = self.document.copy()
+        FoldBatchNorm()(source)
+        recipe = self.recipe
+        return Job(
+            source=source,
+            train=self.dataset.train,
+            val=self.dataset.val,
+            metric=metric,
+            device=self.device,
+            recipe=recipe,
+            max_overhead=recipe.max_overhead if isinstance(recipe, SearchRecipe) else 0.0,
+            folder=self.folder.path,
+            progress=self.progress,
+            torch_device=_torch_device(recipe.train_on),
+        )
+
+    def effort(self, job: Job) -> Effort:
+        """Return the length of every training; kept, so that a resumed run trains no other number."""
+        path = self.folder.path / _EFFORT
+        if path.exists():
+            return Effort(**json.loads(path.read_text(encoding="utf-8")))
+        effort = job.effort(self.recipe.trials if isinstance(self.recipe, SearchRecipe) else 0)
+        write_text(path, json.dumps(asdict(effort)) + "\n")
+        return effort
+
+    def warn(self, text: str) -> None:
+        """Tell something that may make the result useless, now and in the record."""
+        self.progress.warn(text)
+        self.notes.append(text)
+
+    def common(self, more: list[str]) -> dict[str, Any]:
+        """Return the fields that every record has; the output is written by now.
+
+        Args:
+            more: What else there is to say.
+        """
+        dataset = self.dataset
+        return {
+            "input": str(self.document.path or ""),
+            "output": str(self.output),
+            "n": SplitSizes(train=len(dataset.train), val=len(dataset.val), test=len(dataset.test)),
+            "recipe": json.loads(self.recipe.model_dump_json(by_alias=True)),
+            "hashes": {
+                "model": self.document.sha256,
+                "data": dataset.sha256,
+                "output": hashlib.sha256(self.output.read_bytes()).hexdigest(),
+            },
+            "seeds": {"chips": self.recipe.seed, "training": self.recipe.seed},
+            "notes": list(dict.fromkeys([*self.notes, *more])),
+            "seconds": round(time.perf_counter() - self._started, 3),
+        }
+
+
+def carry_out(
+    call: Call,
+    recipe: R,
+    record: type[T],
+    suffix: str,
+    work: Callable[[Setting[R]], T],
+    *,
+    trains: bool = True,
+) -> T:
+    """Check everything that can be checked before the work, do it, and keep its record.
+
+    Args:
+        call: What is asked for.
+        recipe: All options.
+        record: Type of the record.
+        suffix: What the output's name ends in, behind the stem of the model's.
+        work: Writes the output and returns the record.
+        trains: Whether training and validation samples are needed.
+
+    Raises:
+        UsageError: An option, the output, or the run folder belongs to other inputs.
+        ModelError: The model is invalid or has nothing to put on a crossbar.
+        DataError: The data do not fit, or there are none to train on.
+    """
+    started = time.perf_counter()
+    progress = call.progress or Progress()
+    document = _unmapped(_document(call.model))
+    output = _output(document, call.output, suffix)
+    if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
+        _check_outputs(output, force=call.force)
+    device = _device(recipe)
+    _torch_device(recipe.train_on)
+    if not plan(document).analog:
+        raise ModelError(f"no node of the model can run on a crossbar: {plan(document).why_none()}")
+    dataset = datasets.prepare(document.proto, document.path, recipe)
+    for note in dataset.notes:
+        (progress.warn if dataset.random else progress.note)(note)
+    if trains:
+        _check_data(dataset)
+    identity = {"model": document.sha256, "data": dataset.sha256, "recipe": recipe.identity()}
+    with (
+        nullcontext(call.run) if call.run else tempfile.TemporaryDirectory(prefix="cnpass-") as root,
+        RunFolder(Path(root), recipe.verb, identity, restart=call.restart) as folder,
+    ):
+        finished = _finished(record, folder.path / _RECORD, output)
+        if finished is not None:
+            progress.note(f"finished before; {output} is as it was written")
+            return finished
+        _check_outputs(output, force=call.force)
+        setting = Setting(
+            document,
+            dataset,
+            device,
+            recipe=recipe,
+            folder=folder,
+            output=output,
+            force=call.force,
+            progress=progress,
+            started=started,
+        )
+        result = work(setting)
+        text = result.to_json() + "\n"
+        write_text(folder.path / _RECORD, text)
+        write_text(_record_path(output), text)
+        return result
+
+
+def build(kind: type[R], recipe: R | None, call: Call) -> R:
+    """Return a recipe with the single options of a call."""
+    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    data = {} if call.data is None else {"data": str(call.data)}
+    return kind.build(None, given | call.options | data)
+
+
+def _document(model: str | Path | onnx.ModelProto | Document) -> Document:
+    if isinstance(model, Document):
+        return model
+    return Document.from_proto(model) if isinstance(model, onnx.ModelProto) else Document.load(model)
+
+
+def _unmapped(document: Document) -> Document:
+    """A mapped model back in standard operators, since that is what training and compensation change."""
+    if analog_attributes(document) is None:
+        return document
+    plain = document.copy()
+    LowerAnalog()(plain)
+    return plain
+
+
+def _output(document: Document, output: str | Path | None, suffix: str) -> Path:
+    if output is not None:
+        return Path(output)
+    if document.path is None:
+        raise UsageError("a model that is not a file needs an output path")
+    return document.path.with_name(f"{document.path.stem.removesuffix('.cnpass')}.{suffix}.onnx")
+
+
+def _check_outputs(output: Path, *, force: bool) -> None:
+    for path in (output, _record_path(output)):
+        check_output(path, force=force)
+
+
+def _record_path(output: Path) -> Path:
+    return output.with_suffix(".json")
+
+
+def _device(recipe: TrainRecipe) -> DeviceModel:
+    sigma = {} if recipe.sigma is None else {"sigma": recipe.sigma}
+    if sigma and "sigma" in recipe.param:
+        raise UsageError("option --param: sigma is given by --sigma already")
+    return make_device(recipe.device, **recipe.param, **sigma)
+
+
+def _torch_device(asked: str) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError("option --train-on: torch finds no CUDA device here; use cpu")
+    return torch.device("cpu" if asked == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def _check_data(dataset: Dataset) -> None:
+    for name, split in (("training", dataset.train), ("validation", dataset.val)):
+        if not len(split):
+            raise DataError(
+                f"{dataset.name}: has no {name} samples; give x_train, or only map with "
+                "cnpass optimize --no-retrain --no-compensation"
+            )
+
+
+def _finished(kind: type[T], path: Path, output: Path) -> T | None:
+    """The record of a run that was finished, if its output is still there."""
+    if not path.exists():
+        return None
+    record = kind.model_validate_json(path.read_text(encoding="utf-8"))
+    hashes: dict[str, str] = getattr(record, "hashes")  # noqa: B009 (every record of a call has them)
+    if not output.exists() or hashlib.sha256(output.read_bytes()).hexdigest() != hashes["output"]:
+        return None
+    return record

@@ -1,0 +1,118 @@
+"""The verbs that do one part of the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import cnpass
+from cnpass.errors import ModelError
+from cnpass.records import SCHEMAS
+
+TRAINING: dict[str, Any] = {"sigma": 1.2, "epochs": 16}
+SEARCH: dict[str, Any] = {"sigma": 1.2, "epochs": 8, "trials": 4, "max_overhead": 0.5}
+
+
+def _valid(path: Path, name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    jsonschema.validate(record, json.loads((SCHEMAS / f"{name}.json").read_text()))
+    return record
+
+
+def _weights(path: Path) -> dict[str, bytes]:
+    return {i.name: numpy_helper.to_array(i).tobytes() for i in onnx.load(path).graph.initializer}
+
+
+def test_retrain_writes_the_same_graph_with_better_weights(model: Path) -> None:
+    record = cnpass.retrain(model, **TRAINING)
+    output = model.with_name("quadrants.retrained.onnx")
+    assert record.kept
+    assert record.after.mean > record.before.mean + 0.02
+    assert record.epochs == 16
+    assert [check.epoch for check in record.history] == sorted({c.epoch for c in record.history})
+    assert json.loads(record.to_json()) == _valid(output, "retrain")
+    before, after = _weights(model), _weights(output)
+    assert before.keys() == after.keys()
+    assert all(after[key] != before[key] for key in ("k1", "k2", "fc"))
+    assert after["shape"] == before["shape"]
+    old, new = onnx.load(model).graph, onnx.load(output).graph
+    assert [n.SerializeToString() for n in old.node] == [n.SerializeToString() for n in new.node]
+    chips = cnpass.evaluate(output, str(model.with_suffix(".npz")), sigma=1.2, chips=30)
+    assert chips.points[0].mean > cnpass.evaluate(model, sigma=1.2, chips=30).points[0].mean
+
+
+def test_what_cannot_get_better_comes_back_as_it_was(model: Path) -> None:
+    record = cnpass.retrain(model, sigma=0.0, epochs=1)
+    assert not record.kept
+    assert record.after == record.before
+    assert _weights(model.with_name("quadrants.retrained.onnx")) == _weights(model)
+
+
+def test_search_leaves_analog_weights_and_lists_what_it_measured(model: Path) -> None:
+    record = cnpass.search(model, **SEARCH)
+    output = model.with_name("quadrants.compensated.onnx")
+    assert json.loads(record.to_json()) == _valid(output, "search")
+    assert record.trials[0].placement == []
+    assert record.trials[0].overhead.params == 0
+    assert len(record.trials) == 4
+    assert all(trial.overhead.params <= 0.5 for trial in record.trials)
+    assert record.candidates
+    source, written = _weights(model), _weights(output)
+    assert {name: written[name] for name in source} == source
+    assert bool(record.placement) == record.kept == (record.overhead.params > 0)
+
+
+def test_a_finished_one_asked_again_gives_its_record(model: Path, tmp_path: Path) -> None:
+    for verb, options in ((cnpass.retrain, TRAINING), (cnpass.search, SEARCH)):
+        run = tmp_path / verb.__name__
+        record = verb(model, run=run, **options)
+        assert verb(model, run=run, **options) == record
+
+
+def _unknown(model: Path) -> Path:
+    """The model with an operator that ONNX Runtime knows and training does not, behind its last node."""
+    proto = onnx.load(model)
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.append(helper.make_node("QuickGelu", ["scores"], ["y"], "soft", domain="com.microsoft"))
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    path = model.with_name("unknown.onnx")
+    path.write_bytes(proto.SerializeToString())
+    path.with_suffix(".npz").write_bytes(model.with_suffix(".npz").read_bytes())
+    return path
+
+
+def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_gradients(model: Path) -> None:
+    path = _unknown(model)
+    for verb in (cnpass.retrain, cnpass.search):
+        with pytest.raises(ModelError, match="QuickGelu"):
+            verb(path, sigma=0.5)
+    record = cnpass.optimize(path, sigma=0.8, chips=12, max_overhead=0.5)
+    assert any("nothing is trained" in note and "QuickGelu" in note for note in record.notes)
+    assert [rung.step for rung in record.ladder] == [
+        "no correction",
+        "mean-gain correction",
+        "closed-form compensation",
+    ]
+    closed = record.ladder[-1]
+    assert closed.kept == (closed.point.mean > record.ladder[0].point.mean)
+    assert record.after.mean >= record.before.mean
+
+
+def test_weights_of_nan_end_before_any_training(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "fc":
+            values = numpy_helper.to_array(tensor) * np.float32(np.nan)
+            tensor.CopyFrom(helper.make_tensor("fc", TensorProto.FLOAT, tensor.dims, values.ravel()))
+    model.write_bytes(proto.SerializeToString())
+    for verb in (cnpass.optimize, cnpass.retrain, cnpass.search):
+        with pytest.raises(ModelError, match="NaN"):
+            verb(model, sigma=0.5, output=tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
