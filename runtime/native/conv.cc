@@ -22,7 +22,7 @@ constexpr int64_t kDirectRun = 1024;  // positions computed in one go, unless a 
 
 class AnalogConv : public Op {
  public:
-  explicit AnalogConv(const NodeInfo& node) : attributes_(node), weights_(node, 1, 0) {
+  explicit AnalogConv(const NodeInfo& node) : attributes_(node), weights_(node, 1, 0), periphery_(node) {
     if (weights_.constant_dims()) attributes_.check_weight(*weights_.constant_dims());
   }
 
@@ -30,21 +30,29 @@ class AnalogConv : public Op {
     const Tensor x = call.input(0);
     const Tensor w = call.input(1);
     const std::optional<Tensor> bias = call.optional_input(2);
-    const int64_t chip = read_chip(call.input(3));
+    const int64_t chip = read_scalar(call.input(3), "chip");
     const ConvGeometry g = attributes_.geometry(x.dims, weights_.effective(w.dims));
     if (bias && (bias->dims.size() != 1 || bias->dims[0] != g.filters)) {
       throw Error("input \"B\" (" + to_string(bias->dims) + ") must have one value per filter of W (" +
                   std::to_string(g.filters) + ")");
     }
+    const int64_t positions = g.output[0] * g.output[1] * g.output[2];
+    const int64_t depth = g.channels / g.groups * g.kernel[0] * g.kernel[1] * g.kernel[2];
+    const Reading reading(periphery_, weights_.draws(), chip, call.optional_input(4), g.images,
+                          checked_madd(g.filters, positions, 0), depth);
     const bool direct = g.filters / g.groups <= kMaxDirectFilters;
     const auto packed = weights_.packed(
         call, w, chip, [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
-          (direct ? pack_plain : pack_left)(call, weight_matrix(dims, strides), weight, target);
+          if (direct) {
+            pack_plain(call, weight_matrix(dims, strides), weight, target);
+          } else {
+            pack_left(call, weight_matrix(dims, strides), reading, weight, target);
+          }
         });
     float* y = call.output(g.output_dims);
-    const Plan plan(g, packed->data(), bias ? bias->floats() : nullptr);
-    for_images(call, g, plan.layout, x.floats(), direct, [&](const Images& images, int64_t first) {
-      float* target = y + first * g.filters * plan.positions;
+    const Plan plan(g, reading, packed->data(), bias ? bias->floats() : nullptr);
+    for_images(call, g, plan.layout, x.floats(), periphery_.dac, direct, [&](const Images& images) {
+      float* target = y + images.first * g.filters * plan.positions;
       if (direct) {
         plan.correlate(call, images, target);
       } else {
@@ -57,7 +65,7 @@ class AnalogConv : public Op {
   // Everything about a call that does not change from one portion of images to the next.
   class Plan {
    public:
-    Plan(const ConvGeometry& geometry, const float* weights, const float* bias);
+    Plan(const ConvGeometry& geometry, const Reading& reading, const float* weights, const float* bias);
     void multiply(const Call& call, const Images& images, float* y) const;
     void correlate(const Call& call, const Images& images, float* y) const;
 
@@ -68,8 +76,13 @@ class AnalogConv : public Op {
    private:
     void multiply_block(const Images& images, int64_t group, int64_t row, int64_t column, int64_t width,
                         float* y) const;
-    void correlate_filter(const float* input, int64_t filter, float* y) const;
+    void draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height, int64_t column,
+                    int64_t width, float* noise, int64_t stride) const;
+    void correlate_filter(const float* input, int64_t image, int64_t filter, float* y) const;
+    void read_tiles(const float* input, const float* weights, int64_t image, int64_t element, int64_t rows,
+                    float* run, float* y) const;
 
+    const Reading& reading_;
     const float* weights_;
     const float* bias_;
     int64_t group_filters_;
@@ -96,12 +109,15 @@ class AnalogConv : public Op {
 
   ConvAttributes attributes_;
   Weights weights_;
+  Periphery periphery_;
 };
 
-AnalogConv::Plan::Plan(const ConvGeometry& geometry, const float* weights, const float* bias)
+AnalogConv::Plan::Plan(const ConvGeometry& geometry, const Reading& reading, const float* weights,
+                       const float* bias)
     : g(geometry),
       layout(g),
       positions(g.output[0] * g.output[1] * g.output[2]),
+      reading_(reading),
       weights_(weights),
       bias_(bias),
       group_filters_(g.filters / g.groups),
@@ -145,8 +161,12 @@ void AnalogConv::Plan::multiply_block(const Images& images, int64_t group, int64
   const int64_t stride = divide_up(width, kernel.tile_columns) * kernel.tile_columns;
   thread_local Buffer patches_buffer;
   thread_local Buffer sums_buffer;
+  thread_local Buffer partial_buffer;
+  thread_local Buffer noise_buffer;
   float* columns = patches_buffer.reserve(stride * std::min(depth, kDepthBlock) + kSlack);
   float* sums = sums_buffer.reserve(height * stride);
+  float* partial = reading_.tile() > kDepthBlock ? partial_buffer.reserve(height * stride) : nullptr;
+  float* noise = reading_.noisy() ? noise_buffer.reserve(height * stride) : nullptr;
   const Patches patches{images.data + group * group_stride_,
                         images.readable - group * group_stride_,
                         taps_.data(),
@@ -154,23 +174,49 @@ void AnalogConv::Plan::multiply_block(const Images& images, int64_t group, int64
                         {output_[0], output_[1], output_[2]},
                         {step_[0], step_[1]}};
   const float* weights = weights_ + group * group_filters_ * depth;
-  for (int64_t first = 0; first < depth; first += kDepthBlock) {
-    const int64_t block = std::min(kDepthBlock, depth - first);
+  const int64_t first_filter = group * group_filters_ + row;
+  for (int64_t first = 0, block = 0; first < depth; first += block) {
+    block = reading_.block(first);
     kernel.pack_patches(patches, column, width, first, block, columns);
-    kernel.multiply(weights + first * group_filters_ + row * block, columns, height, width, block, first > 0,
-                    sums, stride);
+    if (noise != nullptr && reading_.completes(first)) {
+      draw_noise(first / reading_.tile(), images.first, first_filter, height, column, width, noise, stride);
+    }
+    reading_.multiply(weights + first * group_filters_ + row * block, columns, height, width, first, noise,
+                      partial, sums, stride);
   }
+  const float step = reading_.step();
   for (int64_t i = 0; i < height; ++i) {
-    const int64_t filter = group * group_filters_ + row + i;
+    const int64_t filter = first_filter + i;
     const float bias = bias_ != nullptr ? bias_[filter] : 0.0f;
     const float* source = sums + i * stride;
     for (int64_t done = 0; done < width;) {
       const int64_t position = (column + done) % positions;
       const int64_t n = std::min(positions - position, width - done);
       float* target = y + ((column + done) / positions * g.filters + filter) * positions + position;
-      for (int64_t j = 0; j < n; ++j) target[j] = source[done + j] + bias;
+      for (int64_t j = 0; j < n; ++j) target[j] = step * source[done + j] + bias;
       done += n;
     }
+  }
+}
+
+// Normals for `height` filters of some columns, counted from the first position of `image` on.
+void AnalogConv::Plan::draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height, int64_t column,
+                                  int64_t width, float* noise, int64_t stride) const {
+  thread_local Buffer map_buffer;
+  for (int64_t done = 0; done < width;) {
+    const int64_t sample = image + (column + done) / positions;
+    const int64_t position = (column + done) % positions;
+    const int64_t n = std::min(positions - position, width - done);
+    if (n == positions) {  // all of a map, whose elements follow those of the filter before
+      float* maps = map_buffer.reserve(height * n);
+      reading_.draw(tile, sample, filter * positions, height * n, maps);
+      for (int64_t i = 0; i < height; ++i) std::copy_n(maps + i * n, n, noise + i * stride + done);
+    } else {
+      for (int64_t i = 0; i < height; ++i) {
+        reading_.draw(tile, sample, (filter + i) * positions + position, n, noise + i * stride + done);
+      }
+    }
+    done += n;
   }
 }
 
@@ -179,11 +225,11 @@ void AnalogConv::Plan::correlate(const Call& call, const Images& images, float* 
   parallel_if_worth(call, images.count * g.filters, products, [&](int64_t i) {
     const int64_t filter = i % g.filters;
     const float* input = images.data + i / g.filters * layout.image + filter / group_filters_ * group_stride_;
-    correlate_filter(input, filter, y + i * positions);
+    correlate_filter(input, images.first + i / g.filters, filter, y + i * positions);
   });
 }
 
-void AnalogConv::Plan::correlate_filter(const float* input, int64_t filter, float* y) const {
+void AnalogConv::Plan::correlate_filter(const float* input, int64_t image, int64_t filter, float* y) const {
   const int64_t depth = static_cast<int64_t>(taps_.size());
   const float* weights = weights_ + filter * depth;
   const float bias = bias_ != nullptr ? bias_[filter] : 0.0f;
@@ -192,14 +238,44 @@ void AnalogConv::Plan::correlate_filter(const float* input, int64_t filter, floa
   const int64_t rows_at_once = joined ? std::min(output_[1], std::max<int64_t>(1, kDirectRun / step_[1])) : 1;
   thread_local Buffer run_buffer;
   float* run = run_buffer.reserve(rows_at_once * std::max(step_[1], output_[2]) + kSlack);
+  int64_t element = filter * positions;
   for (int64_t plane = 0; plane < output_[0]; ++plane) {
     for (int64_t row = 0; row < output_[1]; row += rows_at_once) {
       const int64_t rows = std::min(rows_at_once, output_[1] - row);
-      kernels().matrix.correlate(input + plane * step_[0] + row * step_[1], taps_.data(), weights, depth,
-                                 (rows - 1) * step_[1] + output_[2], bias, run);
+      const float* source = input + plane * step_[0] + row * step_[1];
+      if (reading_.active()) {
+        read_tiles(source, weights, image, element, rows, run, y);
+        for (int64_t i = 0; i < rows * output_[2]; ++i) y[i] = reading_.step() * y[i] + bias;
+        y += rows * output_[2];
+        element += rows * output_[2];
+        continue;
+      }
+      kernels().matrix.correlate(source, taps_.data(), weights, depth, (rows - 1) * step_[1] + output_[2],
+                                 bias, run);
       for (int64_t r = 0; r < rows; ++r, y += output_[2]) {
         std::memcpy(y, run + r * step_[1], static_cast<size_t>(output_[2]) * sizeof(float));
       }
+    }
+  }
+}
+
+// Some rows of one filter's map, read out tile by tile and added up; the first one is `element` of its
+// sample.
+void AnalogConv::Plan::read_tiles(const float* input, const float* weights, int64_t image, int64_t element,
+                                  int64_t rows, float* run, float* y) const {
+  const MatrixKernels& kernel = kernels().matrix;
+  const int64_t depth = static_cast<int64_t>(taps_.size());
+  const int64_t tile = reading_.tile();
+  const int64_t count = rows * output_[2];
+  thread_local Buffer noise_buffer;
+  float* noise = reading_.noisy() ? noise_buffer.reserve(count) : nullptr;
+  for (int64_t first = 0; first < depth; first += tile) {
+    kernel.correlate(input, taps_.data() + first, weights + first, std::min(tile, depth - first),
+                     (rows - 1) * step_[1] + output_[2], 0.0f, run);
+    if (noise != nullptr) reading_.draw(first / tile, image, element, count, noise);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Readout readout = reading_.readout(noise != nullptr ? noise + r * output_[2] : nullptr);
+      kernel.read_out(run + r * step_[1], output_[2], readout, first > 0, y + r * output_[2]);
     }
   }
 }

@@ -31,6 +31,7 @@ struct InputLayout {
 // Some of the images, laid out.
 struct Images {
   const float* data;
+  int64_t first;  // index in X
   int64_t count;
   int64_t readable;  // floats that may be read from `data` on
 };
@@ -39,15 +40,15 @@ struct Images {
 void lay_out_channel(const ConvGeometry& geometry, const InputLayout& layout, const float* source,
                      float* target);
 
-// Calls use(images, index of the first one) for all images of X in turn, a portion at a time where they must
-// be copied. If `with_slack`, kSlack floats may be read past the last image.
+// Calls use(images) for all images of X in turn, a portion at a time where they must be copied, converted if
+// there is a DAC. If `with_slack`, kSlack floats may be read past the last image.
 template <class Use>
 void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layout, const float* x,
-                bool with_slack, const Use& use) {
+                const std::optional<Converter>& dac, bool with_slack, const Use& use) {
   constexpr int64_t kPortion = 1 << 20;  // floats; at least one image
   const int64_t channel = g.input[0] * g.input[1] * g.input[2];
-  if (g.padded == g.input && layout.stride == 1 && !with_slack) {
-    if (g.images > 0) use(Images{x, g.images, g.images * g.channels * channel}, 0);
+  if (g.padded == g.input && layout.stride == 1 && !with_slack && !dac) {
+    if (g.images > 0) use(Images{x, 0, g.images, g.images * g.channels * channel});
     return;
   }
   const int64_t portion = std::min(g.images, std::max<int64_t>(1, kPortion / layout.image));
@@ -56,9 +57,11 @@ void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layo
   for (int64_t first = 0; first < g.images; first += portion) {
     const int64_t count = std::min(portion, g.images - first);
     parallel_if_worth(call, count * g.channels, count * layout.image, [&](int64_t i) {
-      lay_out_channel(g, layout, x + (first * g.channels + i) * channel, buffer.data() + i * layout.channel);
+      float* target = buffer.data() + i * layout.channel;
+      lay_out_channel(g, layout, x + (first * g.channels + i) * channel, target);
+      if (dac) kernels().matrix.quantise(target, layout.channel, *dac, target);
     });
-    use(Images{buffer.data(), count, count * layout.image + kSlack}, first);
+    use(Images{buffer.data(), first, count, count * layout.image + kSlack});
   }
 }
 

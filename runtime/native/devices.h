@@ -18,6 +18,7 @@ constexpr uint32_t kSlowNoise = 4;
 constexpr uint32_t kSecondFaults = 5;
 constexpr uint32_t kSecondDriftExponent = 6;
 constexpr uint32_t kSecondSlowNoise = 7;
+constexpr uint32_t kReadNoise = 8;
 
 // Consecutive elements of a weight tensor.
 struct Piece {

@@ -46,6 +46,21 @@ struct Patches {
   int64_t step[2];       // floats between neighbouring positions along the first two axes; 1 along the last
 };
 
+// A symmetric quantiser: codes are value * scale, rounded to the nearest integer, halves to even, and kept
+// between -highest and highest.
+struct Converter {
+  float scale;    // codes per unit
+  float step;     // units per code
+  float highest;  // at most 2^15 - 1
+};
+
+// How the sums of a tile are read out: (value + deviation * noise), as a code if there is a converter.
+struct Readout {
+  const Converter* converter;  // null: none
+  const float* noise;          // standard normals, laid out as the values; null: none
+  float deviation;
+};
+
 // The same bits for any split of rows or columns, not the same on every instruction set.
 struct MatrixKernels {
   int64_t tile_rows;     // rows of a full panel of the left operand
@@ -58,13 +73,18 @@ struct MatrixKernels {
   // tile_columns floats past it.
   void (*pack_patches)(const Patches& patches, int64_t column, int64_t columns, int64_t first_tap,
                        int64_t depth, float* out);
-  // c (+)= a b for packed a and b; writes whole panels of columns.
+  // c (+)= a b for packed a and b; reads and writes whole panels of columns. To the product `before` is
+  // added, laid out as c, if it is not null, and the sum is read out if `readout` is not null.
   void (*multiply)(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
-                   bool accumulate, float* c, int64_t c_stride);
+                   const float* before, const Readout* readout, bool accumulate, float* c, int64_t c_stride);
   // out[i] = bias + sum over k of weights[k] * input[taps[k] + i], for i in [0, count). Reads and writes up
   // to kSlack values more.
   void (*correlate)(const float* input, const int64_t* taps, const float* weights, int64_t depth,
                     int64_t count, float bias, float* out);
+  // out (+)= values, read out.
+  void (*read_out)(const float* values, int64_t count, const Readout& readout, bool accumulate, float* out);
+  // out = step * code; `out` may be `values`.
+  void (*quantise)(const float* values, int64_t count, const Converter& converter, float* out);
 };
 
 constexpr int64_t kSlack = 64;  // at least tile_columns of every instruction set

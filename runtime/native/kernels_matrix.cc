@@ -29,10 +29,25 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// Codes as floats; NaN stays NaN.
+inline Vector to_codes(Vector value, const Converter& converter) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: floats of this size are whole numbers
+  const Vector highest = Vector{} + converter.highest;
+  value = value * converter.scale;
+  value = value > highest ? highest : value;
+  value = value < -highest ? -highest : value;
+  return (value + kRound) - kRound;
+}
+
+inline Vector read_vector(Vector value, const Readout& readout, int64_t offset) {
+  if (readout.noise != nullptr) value = value + readout.deviation * load(readout.noise + offset);
+  return readout.converter != nullptr ? to_codes(value, *readout.converter) : value;
+}
+
 // One tile of the product, its sums in registers.
 template <int kTile>
-void multiply_tile(int64_t depth, const float* a, const float* b, bool accumulate, float* c,
-                   int64_t c_stride) {
+void multiply_tile(int64_t depth, const float* a, const float* b, const float* before, const Readout* readout,
+                   int64_t offset, bool accumulate, float* c, int64_t c_stride) {
   Vector sums[kTile][2];
   for (int i = 0; i < kTile; ++i) sums[i][0] = sums[i][1] = Vector{};
   for (int64_t k = 0; k < depth; ++k) {
@@ -47,13 +62,18 @@ void multiply_tile(int64_t depth, const float* a, const float* b, bool accumulat
     b += kColumns;
   }
   for (int i = 0; i < kTile; ++i) {
-    float* row = c + i * c_stride;
-    store(row, accumulate ? load(row) + sums[i][0] : sums[i][0]);
-    store(row + kVector, accumulate ? load(row + kVector) + sums[i][1] : sums[i][1]);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = offset + i * c_stride + half * kVector;
+      Vector value = sums[i][half];
+      if (before != nullptr) value = load(before + at) + value;
+      if (readout != nullptr) value = read_vector(value, *readout, at);
+      store(c + at, accumulate ? load(c + at) + value : value);
+    }
   }
 }
 
-using MultiplyTile = void (*)(int64_t, const float*, const float*, bool, float*, int64_t);
+using MultiplyTile = void (*)(int64_t, const float*, const float*, const float*, const Readout*, int64_t,
+                              bool, float*, int64_t);
 
 template <int kTile = kRows>
 MultiplyTile tile_of(int64_t rows) {
@@ -64,13 +84,14 @@ MultiplyTile tile_of(int64_t rows) {
   }
 }
 
-void multiply(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth, bool accumulate,
-              float* c, int64_t c_stride) {
+void multiply(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
+              const float* before, const Readout* readout, bool accumulate, float* c, int64_t c_stride) {
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t height = smaller(kRows, rows - row);
     const MultiplyTile tile = tile_of(height);
     for (int64_t column = 0; column < columns; column += kColumns) {
-      tile(depth, a + row * depth, b + column * depth, accumulate, c + row * c_stride + column, c_stride);
+      tile(depth, a + row * depth, b + column * depth, before, readout, row * c_stride + column, accumulate,
+           c, c_stride);
     }
   }
 }
@@ -190,10 +211,40 @@ void correlate(const float* input, const int64_t* taps, const float* weights, in
   for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
 }
 
+// Calls use(i, n) for vectors of n values from i on, of which only the last one may be shorter.
+template <class Use>
+inline void for_vectors(int64_t count, const Use& use) {
+  for (int64_t i = 0; i < count; i += kVector) use(i, smaller(kVector, count - i));
+}
+
+inline Vector load_part(const float* source, int64_t count) {
+  Vector value{};
+  memcpy(&value, source, static_cast<size_t>(count) * sizeof(float));
+  return value;
+}
+
+void read_out(const float* values, int64_t count, const Readout& readout, bool accumulate, float* out) {
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    Vector value = load_part(values + i, n);
+    if (readout.noise != nullptr) value = value + readout.deviation * load_part(readout.noise + i, n);
+    if (readout.converter != nullptr) value = to_codes(value, *readout.converter);
+    if (accumulate) value = load_part(out + i, n) + value;
+    memcpy(out + i, &value, static_cast<size_t>(n) * sizeof(float));
+  });
+}
+
+void quantise(const float* values, int64_t count, const Converter& converter, float* out) {
+  for_vectors(count, [&](int64_t i, int64_t n) {
+    const Vector value = to_codes(load_part(values + i, n), converter) * converter.step;
+    memcpy(out + i, &value, static_cast<size_t>(n) * sizeof(float));
+  });
+}
+
 }  // namespace
 
 extern const MatrixKernels kMatrix;
-const MatrixKernels kMatrix = {kRows, kColumns, pack_rows, pack_patches, multiply, correlate};
+const MatrixKernels kMatrix = {kRows,    kColumns,  pack_rows, pack_patches,
+                               multiply, correlate, read_out,  quantise};
 
 }  // namespace CNPASS_LEVEL
 }  // namespace cnpass

@@ -9,10 +9,11 @@
 
 namespace cnpass {
 
-int64_t read_chip(const Tensor& chip) {
-  if (element_count(chip.dims) != 1)
-    throw Error("input \"chip\" (" + to_string(chip.dims) + ") must be a scalar");
-  return *static_cast<const int64_t*>(chip.data);
+int64_t read_scalar(const Tensor& input, const char* name) {
+  if (element_count(input.dims) != 1) {
+    throw Error(std::string("input \"") + name + "\" (" + to_string(input.dims) + ") must be a scalar");
+  }
+  return *static_cast<const int64_t*>(input.data);
 }
 
 namespace {

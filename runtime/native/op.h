@@ -16,8 +16,8 @@ class Op {
 std::unique_ptr<Op> make_analog_conv(const NodeInfo& node);
 std::unique_ptr<Op> make_analog_matmul(const NodeInfo& node);
 
-// The single number of the input `chip`.
-int64_t read_chip(const Tensor& chip);
+// The single number of the int64 input `name`.
+int64_t read_scalar(const Tensor& input, const char* name);
 
 // Products (or copies) that outweigh handing a part of them to a thread.
 constexpr int64_t kWorthAThread = 1 << 16;

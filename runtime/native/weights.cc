@@ -16,15 +16,16 @@ constexpr int64_t kProgrammedAtOnce = 1 << 14;      // elements per unit of para
 
 // Calls visit(first, depth) for every block of the sums.
 template <class Visit>
-void for_depth_blocks(const WeightMatrix& matrix, const Visit& visit) {
-  for (int64_t first = 0; first < matrix.depth; first += kDepthBlock) {
-    visit(first, std::min(kDepthBlock, matrix.depth - first));
+void for_depth_blocks(const WeightMatrix& matrix, const Reading& reading, const Visit& visit) {
+  for (int64_t first = 0; first < matrix.depth; first += reading.block(first)) {
+    visit(first, reading.block(first));
   }
 }
 
 }  // namespace
 
-void pack_left(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed) {
+void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
+               Buffer* packed) {
   const int64_t tile = kernels().matrix.tile_rows;
   const int64_t panels = divide_up(matrix.rows, tile);
   float* out = packed->reserve(matrix.groups * matrix.rows * matrix.depth);
@@ -33,7 +34,7 @@ void pack_left(const Call& call, const WeightMatrix& matrix, const float* weight
     const int64_t row = i % panels * tile;
     const int64_t height = std::min(tile, matrix.rows - row);
     const float* source = weight + group * matrix.group_stride + row * matrix.row_stride;
-    for_depth_blocks(matrix, [&](int64_t first, int64_t depth) {
+    for_depth_blocks(matrix, reading, [&](int64_t first, int64_t depth) {
       float* target = out + (group * matrix.depth + first) * matrix.rows + row * depth;
       for (int64_t k = 0; k < depth; ++k) {
         const float* values = source + matrix.depth_offsets[first + k];
@@ -43,7 +44,8 @@ void pack_left(const Call& call, const WeightMatrix& matrix, const float* weight
   });
 }
 
-void pack_right(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed) {
+void pack_right(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
+                Buffer* packed) {
   const int64_t tile = kernels().matrix.tile_columns;
   const int64_t panels = divide_up(matrix.rows, tile);
   float* out = packed->reserve(checked_madd(panels * tile, matrix.depth, 0));
@@ -51,7 +53,7 @@ void pack_right(const Call& call, const WeightMatrix& matrix, const float* weigh
     const int64_t row = panel * tile;
     const int64_t width = std::min(tile, matrix.rows - row);
     const float* source = weight + row * matrix.row_stride;
-    for_depth_blocks(matrix, [&](int64_t first, int64_t depth) {
+    for_depth_blocks(matrix, reading, [&](int64_t first, int64_t depth) {
       float* target = out + first * panels * tile + row * depth;
       const int64_t* offsets = matrix.depth_offsets.data() + first;
       if (matrix.row_stride == 1) {

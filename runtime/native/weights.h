@@ -11,6 +11,7 @@
 #include "devices.h"
 #include "kernels.h"
 #include "ort_node.h"
+#include "periphery.h"
 
 namespace cnpass {
 
@@ -26,13 +27,15 @@ struct WeightMatrix {
   std::vector<int64_t> depth_offsets;
 };
 
-// Weights in the order in which they are multiplied. Blocks of kDepthBlock come one after another (within a
+// Weights in the order in which they are multiplied. The blocks of `reading` come one after another (within a
 // group); a block holds panels.
 //
 // Left operand: panels of tile_rows rows, the last one narrower, each [depth][row].
-void pack_left(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed);
+void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
+               Buffer* packed);
 // Right operand: panels of tile_columns rows of the matrix, filled up with zeros, each [depth][row].
-void pack_right(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed);
+void pack_right(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
+                Buffer* packed);
 // Rows as they are, for kernels that read them one by one.
 void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed);
 
@@ -47,6 +50,9 @@ class Weights {
 
   // Dimensions of the constant weight as the op uses it; without a value if it is not a constant.
   std::optional<Dims> constant_dims() const { return constant_dims_; }
+
+  // Seed and stream; the rest is for the caller to set.
+  const Draws& draws() const { return draws_; }
 
   // Dimensions as the op uses them, of a weight stored with `dims`.
   Dims effective(const Dims& dims) const;

@@ -147,3 +147,70 @@ def with_isa(library_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+_OUTPUT = """
+import os
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.register_custom_ops_library(os.environ["LIBRARY"])
+folder = os.environ["FOLDER"]
+session = ort.InferenceSession(folder + "/model.onnx", options, providers=["CPUExecutionProvider"])
+np.save(folder + "/y.npy", session.run(None, {"x": np.load(folder + "/x.npy"), "chip": np.array(3)})[0])
+"""
+
+
+@pytest.fixture
+def output_with_isa(with_isa, tmp_path: Path) -> Callable[..., np.ndarray]:
+    """What a model of an input x gives on chip 3 in a process with a value for CNPASS_ISA."""
+
+    def run(isa: str, model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        np.save(tmp_path / "x.npy", x)
+        done = with_isa(isa, _OUTPUT, FOLDER=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return np.load(tmp_path / "y.npy")
+
+    return run
+
+
+def _floats(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+Case = tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]
+
+
+def _random_case(generator: np.random.Generator, axes: int) -> Case:
+    """Input, weight, bias and attributes of a convolution over `axes` axes."""
+    depthwise = generator.random() < 0.3
+    group = int(generator.choice([1, 1, 2, 3, 8]))
+    channels = 1 if depthwise else int(generator.integers(1, 9))
+    filters = int(generator.integers(1, 3)) if depthwise else int(generator.integers(1, 20))
+    kernel = generator.integers(1, 5, axes)
+    auto_pad = str(generator.choice(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    # ORT's own Conv refuses dilations together with SAME padding.
+    dilations = generator.integers(1, 2 if auto_pad.startswith("SAME") else 4, axes)
+    attributes = {
+        "group": group,
+        "kernel_shape": kernel.tolist(),
+        "strides": generator.integers(1, 4, axes).tolist(),
+        "dilations": dilations.tolist(),
+    }
+    if auto_pad == "NOTSET":
+        attributes["pads"] = generator.integers(0, 3, 2 * axes).tolist()
+    else:
+        attributes["auto_pad"] = auto_pad
+    for optional in ("kernel_shape", "strides", "dilations", "pads"):
+        if generator.random() < 0.2:
+            attributes.pop(optional, None)
+    size = (kernel - 1) * dilations + 1 + generator.integers(0, 40 if axes < 3 else 8, axes)
+    x = _floats(generator, int(generator.integers(1, 5)), group * channels, *size)
+    w = _floats(generator, group * filters, channels, *kernel)
+    b = _floats(generator, group * filters) if generator.random() < 0.5 else None
+    return x, w, b, attributes
+
+
+@pytest.fixture(scope="session")
+def random_case() -> Callable[[np.random.Generator, int], Case]:
+    return _random_case

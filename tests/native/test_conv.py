@@ -21,42 +21,9 @@ def assert_close(y: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(y - expected).max(initial=0) <= 2e-6 * max(1.0, np.abs(expected).max(initial=0))
 
 
-Case = tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]
-
-
-def random_case(generator: np.random.Generator, axes: int) -> Case:
-    """Input, weight, bias and attributes of a convolution over `axes` axes."""
-    depthwise = generator.random() < 0.3
-    group = int(generator.choice([1, 1, 2, 3, 8]))
-    channels = 1 if depthwise else int(generator.integers(1, 9))
-    filters = int(generator.integers(1, 3)) if depthwise else int(generator.integers(1, 20))
-    kernel = generator.integers(1, 5, axes)
-    auto_pad = str(generator.choice(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
-    # ORT's own Conv refuses dilations together with SAME padding.
-    dilations = generator.integers(1, 2 if auto_pad.startswith("SAME") else 4, axes)
-    attributes = {
-        "group": group,
-        "kernel_shape": kernel.tolist(),
-        "strides": generator.integers(1, 4, axes).tolist(),
-        "dilations": dilations.tolist(),
-    }
-    if auto_pad == "NOTSET":
-        attributes["pads"] = generator.integers(0, 3, 2 * axes).tolist()
-    else:
-        attributes["auto_pad"] = auto_pad
-    for optional in ("kernel_shape", "strides", "dilations", "pads"):
-        if generator.random() < 0.2:
-            attributes.pop(optional, None)
-    size = (kernel - 1) * dilations + 1 + generator.integers(0, 40 if axes < 3 else 8, axes)
-    x = floats(generator, int(generator.integers(1, 5)), group * channels, *size)
-    w = floats(generator, group * filters, channels, *kernel)
-    b = floats(generator, group * filters) if generator.random() < 0.5 else None
-    return x, w, b, attributes
-
-
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(25))
-def test_random_convolutions(run_op, axes, seed):
+def test_random_convolutions(run_op, random_case, axes, seed):
     generator = np.random.default_rng([axes, seed])
     x, w, b, attributes = random_case(generator, axes)
     chip = int(generator.integers(-1, 3))

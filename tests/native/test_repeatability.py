@@ -80,27 +80,12 @@ def test_threads_share_a_session_on_different_chips(case, make_session, session_
     assert not wrong
 
 
-OUTPUT = """
-import os
-import numpy as np, onnxruntime as ort
-options = ort.SessionOptions()
-options.register_custom_ops_library(os.environ["LIBRARY"])
-folder = os.environ["FOLDER"]
-session = ort.InferenceSession(folder + "/model.onnx", options, providers=["CPUExecutionProvider"])
-np.save(folder + "/y.npy", session.run(None, {"x": np.load(folder + "/x.npy"), "chip": np.array(3)})[0])
-"""
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one instruction set")
-def test_instruction_sets_agree(case, make_session, with_isa, tmp_path):
+def test_instruction_sets_agree(case, make_session, output_with_isa):
     model, x, _ = case
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    np.save(tmp_path / "x.npy", x)
     y = make_session(model).run(None, {"x": x, "chip": np.array(3)})[0]
     for isa in ("v1", "v3"):
-        done = with_isa(isa, OUTPUT, FOLDER=str(tmp_path))
-        assert done.returncode == 0, done.stderr
-        assert np.abs(np.load(tmp_path / "y.npy") - y).max() <= 1e-6 * np.abs(y).max()
+        assert np.abs(output_with_isa(isa, model, x) - y).max() <= 1e-6 * np.abs(y).max()
 
 
 @pytest.mark.parametrize("op", ["AnalogConv", "AnalogMatMul"])
