@@ -39,7 +39,8 @@ inline Vector to_codes(Vector value, const Converter& converter) {
   return (value + kRound) - kRound;
 }
 
-inline Vector read_vector(Vector value, const Readout& readout, int64_t offset) {
+template <class Load>
+inline Vector read_vector(Vector value, const Readout& readout, int64_t offset, const Load& load) {
   if (readout.noise != nullptr) value = value + readout.deviation * load(readout.noise + offset);
   return readout.converter != nullptr ? to_codes(value, *readout.converter) : value;
 }
@@ -66,7 +67,7 @@ void multiply_tile(int64_t depth, const float* a, const float* b, const float* b
       const int64_t at = offset + i * c_stride + half * kVector;
       Vector value = sums[i][half];
       if (before != nullptr) value = load(before + at) + value;
-      if (readout != nullptr) value = read_vector(value, *readout, at);
+      if (readout != nullptr) value = read_vector(value, *readout, at, load);
       store(c + at, accumulate ? load(c + at) + value : value);
     }
   }
@@ -211,32 +212,33 @@ void correlate(const float* input, const int64_t* taps, const float* weights, in
   for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
 }
 
-// Calls use(i, n) for vectors of n values from i on, of which only the last one may be shorter.
+// Calls use(load, store, i) for vectors of values from i on; the last one may be shorter, and is then filled
+// up with zeros when loaded.
 template <class Use>
 inline void for_vectors(int64_t count, const Use& use) {
-  for (int64_t i = 0; i < count; i += kVector) use(i, smaller(kVector, count - i));
-}
-
-inline Vector load_part(const float* source, int64_t count) {
-  Vector value{};
-  memcpy(&value, source, static_cast<size_t>(count) * sizeof(float));
-  return value;
+  int64_t i = 0;
+  for (; i + kVector <= count; i += kVector) use(load, store, i);
+  if (i == count) return;
+  const size_t bytes = static_cast<size_t>(count - i) * sizeof(float);
+  const auto load_part = [bytes](const float* source) {
+    Vector value{};
+    memcpy(&value, source, bytes);
+    return value;
+  };
+  const auto store_part = [bytes](float* target, Vector value) { memcpy(target, &value, bytes); };
+  use(load_part, store_part, i);
 }
 
 void read_out(const float* values, int64_t count, const Readout& readout, bool accumulate, float* out) {
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    Vector value = load_part(values + i, n);
-    if (readout.noise != nullptr) value = value + readout.deviation * load_part(readout.noise + i, n);
-    if (readout.converter != nullptr) value = to_codes(value, *readout.converter);
-    if (accumulate) value = load_part(out + i, n) + value;
-    memcpy(out + i, &value, static_cast<size_t>(n) * sizeof(float));
+  for_vectors(count, [&](const auto& load, const auto& store, int64_t i) {
+    const Vector value = read_vector(load(values + i), readout, i, load);
+    store(out + i, accumulate ? load(out + i) + value : value);
   });
 }
 
 void quantise(const float* values, int64_t count, const Converter& converter, float* out) {
-  for_vectors(count, [&](int64_t i, int64_t n) {
-    const Vector value = to_codes(load_part(values + i, n), converter) * converter.step;
-    memcpy(out + i, &value, static_cast<size_t>(n) * sizeof(float));
+  for_vectors(count, [&](const auto& load, const auto& store, int64_t i) {
+    store(out + i, to_codes(load(values + i), converter) * converter.step);
   });
 }
 
