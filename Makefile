@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 NATIVE_SOURCES := $(wildcard runtime/native/*)
+CPP_FILES := $(wildcard runtime/native/*.cc runtime/native/*.h runtime/native/harness/* examples/*.cc examples/*.h)
 
 .PHONY: demo test test-all lint clean
 
@@ -22,7 +23,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror runtime/native/*.cc runtime/native/*.h
+	$(BIN)/clang-format --style=file:runtime/native/.clang-format --dry-run -Werror $(CPP_FILES)
 
 $(VENV)/installed: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
