@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cnpass.errors import UsageError
@@ -29,6 +31,17 @@ def check_output(path: Path, *, force: bool) -> None:
         raise UsageError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system in here name the file, also where a write to it failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_text(path: Path, text: str, *, force: bool = True) -> None:
     """Write UTF-8 text by way of a temporary file that is renamed into place.
 
@@ -39,7 +52,7 @@ def write_text(path: Path, text: str, *, force: bool = True) -> None:
     check_output(path, force=force)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with naming(path), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

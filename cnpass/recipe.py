@@ -166,7 +166,7 @@ class TrainRecipe(DataRecipe):
     budget: Duration | None = Field(
         default=None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
     )
-    beta: FiniteFloat = Field(default=1e-3, ge=0, description="weight of the Lipschitz penalty")
+    beta: FiniteFloat = Field(default=0.0, ge=0, description="weight of the Lipschitz penalty")
     k: FiniteFloat = Field(
         default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
     )
@@ -217,6 +217,11 @@ class OptimizeRecipe(SearchRecipe):
     extendable: ClassVar[frozenset[str]] = TrainRecipe.extendable | {"min_retention"}
 
     chips: int = Field(default=250, ge=2, le=1_000_000, description="fresh chips for the final figures")
+    beta: FiniteFloat = Field(
+        default=1e-3,
+        ge=0,
+        description="weight of the Lipschitz penalty on a rung that has one; 0 for no such",
+    )
     retrain: bool = Field(default=True, description="train the analog weights under variation")
     compensation: bool = Field(default=True, description="add digital compensation")
     min_retention: FiniteFloat | None = Field(

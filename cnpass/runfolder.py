@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cnpass.errors import UsageError
-from cnpass.files import write_text
+from cnpass.files import naming, write_text
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
@@ -52,9 +52,10 @@ class Journal:
         """Add one line; it is in the file, whole, when this returns."""
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file).st_size
-        if os.write(self._file, data) != len(data):
-            os.ftruncate(self._file, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        with naming(self.path):
+            if os.write(self._file, data) != len(data):
+                os.ftruncate(self._file, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.lines.append(dict(line))
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ FEWEST_TRIALS = 3
 MOST_TIMES = 10
 """The last training is at most so many times as long as the first."""
 _PER_CENT = 100
-_SHARES = {"retrain": 0.2, "shared": 0.06, "trials": 0.06, "compensation": 0.06, "together": 0.6}
-"""How a time budget is divided; what is left is for measuring rungs."""
+_SHARES = {"retrain": 0.12, "shared": 0.05, "trials": 0.05, "compensation": 0.05, "together": 0.58}
+"""How a time budget is divided; retraining happens twice, and what is left is for measuring rungs."""
 _FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4}
 """Epochs of the shared compensation, and of that which was chosen, as fractions of those of retraining."""
 _FORWARD = 1 / 3
@@ -47,7 +47,7 @@ class Effort:
     """Epochs of every training, and how many placements are tried between them.
 
     Attributes:
-        retrain: Epochs of the first training, of the analog weights.
+        retrain: Epochs of the first training, of the analog weights, and of the same with the penalty.
         shared: Epochs of the compensation that all trials share.
         compensation: Epochs of the one that was chosen.
         together: Epochs of the last training, of analog weights and compensation, where much is missing.
@@ -101,7 +101,7 @@ class Effort:
         """Return what to tell a user before the work starts."""
         first, last = self.retrain, self.together
         steps = size.samples / size.batch
-        slow = (first + self.shared + self.compensation + last) * steps * seconds_per_step
+        slow = (2 * first + self.shared + self.compensation + last) * steps * seconds_per_step
         slow += self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
         upto = "up to " if self.grows and last > first else ""
         return (

@@ -173,9 +173,9 @@ class Job:
         return replace(validator, samples=validator.samples.take(few), expected=validator.expected[few])
 
     def options(self, epochs: int) -> TrainOptions:
-        """How the analog weights are trained."""
+        """How the analog weights are trained, without penalty."""
         recipe = self.recipe
-        options = TrainOptions(epochs=epochs, beta=recipe.beta, k=recipe.k, seed=recipe.seed)
+        options = TrainOptions(epochs=epochs, k=recipe.k, seed=recipe.seed)
         return options if recipe.injection else replace(options, levels=(0.0,))
 
     def effort(self, trials: int = 0) -> Effort:

@@ -56,6 +56,10 @@ class Ladder:
             self.document, self.placement, self._values = document, placement, values
         return kept
 
+    def better(self, document: Document, other: Document) -> bool:
+        """Tell whether a document is better than another one; both were measured before, as a rule."""
+        return surely_better(self._measure(document), self._measure(other))
+
     @property
     def missing(self) -> float:
         """What the best so far lacks of the clean figure, as a fraction of it; never below 0."""

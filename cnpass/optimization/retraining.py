@@ -10,7 +10,6 @@ import onnx
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.optimization import stages
-from cnpass.optimization.run import retraining
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.progress import Progress
 from cnpass.recipe import RetrainRecipe
@@ -68,9 +67,9 @@ def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
         ladder = setting.ladder(val)
         # Nothing follows here, so this training is as long as the whole of an optimisation's.
         epochs = effort.last(ladder.missing)
-        document, result = stages.retrain(job, epochs)
+        document, result = stages.retrain(job, epochs, setting.recipe.beta)
         setting.notes.extend(result.notes)
-        ladder.climb(retraining(setting.recipe), document)
+        ladder.climb("retraining", document)
         before, after = (rung.point for rung in ladder.rungs)
         ladder.document.save(setting.output, force=setting.force)
         return RetrainRecord(

@@ -16,7 +16,7 @@ from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.progress import Progress
-from cnpass.recipe import OptimizeRecipe, TrainRecipe
+from cnpass.recipe import OptimizeRecipe
 from cnpass.records import BeforeAfter, OptimizeRecord, Placement, Point, retention
 
 
@@ -132,12 +132,9 @@ class _Optimization:
         """The rungs that are trained; each goes on from the one before, whether that was kept or not."""
         recipe, notes = self.recipe, self.setting.notes
         effort = self.setting.effort(job)
-        base, hardened = job.source, False
+        base, beta, hardened = job.source, 0.0, False
         if recipe.retrain:
-            base, result = stages.retrain(job, effort.retrain)
-            notes.extend(result.notes)
-            ladder.climb(retraining(recipe), base)
-            hardened = result.score > result.first_score
+            base, beta, hardened = self._retrain(job, ladder, effort.retrain)
         placed = stages.place(job, base, effort).placed if recipe.compensation else stages.Placed(base, ())
         notes.extend(placed.notes)
         kinds = " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
@@ -147,17 +144,29 @@ class _Optimization:
             ladder.climb(f"{kinds} compensation", base, placed.placement)
         if recipe.retrain:
             epochs = effort.last(ladder.missing)
-            document, result = stages.train_together(job, base, epochs, hardened=hardened)
+            document, result = stages.train_together(job, base, epochs, beta=beta, hardened=hardened)
             notes.extend(result.notes)
             step = f"analog weights and {kinds} compensation together" if kinds else "more of the same"
             ladder.climb(step, document, placed.placement)
 
+    def _retrain(self, job: Job, ladder: Ladder, epochs: int) -> tuple[Document, float, bool]:
+        """Retrain without the penalty, then with it; the better one is what all that follows goes on from.
 
-def retraining(recipe: TrainRecipe) -> str:
-    """Return what a retraining is called after what it consists of."""
-    parts = [
-        "noise injection" if recipe.injection else "",
-        "Lipschitz penalty" if recipe.beta else "",
-        "distillation" if recipe.distillation else "",
-    ]
-    return " and ".join(filter(None, parts)) or "plain retraining"
+        Returns:
+            The document, the weight of its penalty, and whether training made it better at all.
+        """
+        base, beta, hardened = job.source, 0.0, False
+        for tried in dict.fromkeys((0.0, self.recipe.beta)):
+            document, result = stages.retrain(job, epochs, tried)
+            self.setting.notes.extend(result.notes)
+            ladder.climb(_retraining(self.recipe, tried), document)
+            if ladder.better(document, base):
+                base, beta, hardened = document, tried, True
+        return base, beta, hardened
+
+
+def _retraining(recipe: OptimizeRecipe, beta: float) -> str:
+    """What a retraining is called after what it consists of."""
+    parts = ["noise injection" if recipe.injection else "plain retraining"]
+    parts += ["Lipschitz penalty"] if beta else []
+    return " and ".join([*parts, *(["distillation"] if recipe.distillation else [])])

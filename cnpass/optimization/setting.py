@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import onnx
 import torch
 
@@ -215,6 +216,8 @@ def carry_out(
         (progress.warn if dataset.random else progress.note)(note)
     if trains:
         _check_data(dataset)
+        if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
+            progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
     identity = {"model": document.sha256, "data": dataset.sha256, "recipe": recipe.identity()}
     with (
         nullcontext(call.run) if call.run else tempfile.TemporaryDirectory(prefix="cnpass-") as root,

@@ -82,16 +82,22 @@ def fit_closed_form(job: Job) -> Placed:
     return Placed(fitted.document, placement)
 
 
-def retrain(job: Job, epochs: int) -> tuple[Document, TrainResult]:
-    """Train all weights of the source under injected variation with the Lipschitz penalty."""
-    forward = job.forward(job.source)
+def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
+    """Train all weights of the source under injected variation.
+
+    Args:
+        job: The job.
+        epochs: Epochs to train.
+        beta: Weight of the Lipschitz penalty.
+    """
+    name, title = ("penalty", "retraining with penalty") if beta else ("retrain", "retraining")
     result = train(
-        forward,
+        job.forward(job.source),
         job.problem,
-        job.options(epochs),
-        path=job.folder / "retrain.pt",
+        replace(job.options(epochs), beta=beta),
+        path=job.folder / f"{name}.pt",
         progress=job.progress,
-        title="retraining",
+        title=title,
     )
     document = job.source.copy()
     write_back(document, result.weights)
@@ -170,7 +176,7 @@ def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, 
 
 
 def train_together(
-    job: Job, document: Document, epochs: int, *, hardened: bool
+    job: Job, document: Document, epochs: int, *, beta: float, hardened: bool
 ) -> tuple[Document, TrainResult]:
     """Train analog weights and compensation on together, under variation.
 
@@ -178,9 +184,10 @@ def train_together(
         job: The job.
         document: The document, with compensation or without.
         epochs: Epochs to train.
+        beta: Weight of the Lipschitz penalty.
         hardened: Whether the analog weights were trained under variation before, so that there is no ramp.
     """
-    options = replace(job.options(epochs), seed=seed_of(job.recipe.seed, "together"))
+    options = replace(job.options(epochs), beta=beta, seed=seed_of(job.recipe.seed, "together"))
     if hardened and job.recipe.injection:
         options = replace(options, levels=(1.0,))
     trained = document.copy()
@@ -199,4 +206,4 @@ def train_together(
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:
     """Only digital weights change: full variation from the start, and nothing for the penalty to act on."""
     seed = seed_of(job.recipe.seed, name)
-    return replace(job.options(epochs), levels=(1.0,), beta=0.0, checks=4, seed=seed)
+    return replace(job.options(epochs), levels=(1.0,), checks=4, seed=seed)

@@ -8,12 +8,14 @@ each may be as wide as what the others left allows. So nothing is ever proposed 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cnpass.compensation.kinds import Kind
+from cnpass.errors import UsageError
 from cnpass.placement.space import Choice, Placement, Space
 from cnpass.progress import Progress
 from cnpass.training.schedule import seed_of
@@ -78,6 +80,40 @@ def search(
     return _Search(space, score, trials=trials, seed=seed, storage=storage).run(progress or Progress())
 
 
+class _Store:
+    """The study on disk."""
+
+    def __init__(self, path: Path) -> None:
+        import optuna
+
+        with _naming(path):
+            self._path = path
+            self._study = optuna.create_study(
+                study_name=STUDY, direction="maximize", storage=f"sqlite:///{path}", load_if_exists=True
+            )
+            self.trials = self._study.get_trials(deepcopy=False)
+
+    def add(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Keep a finished trial."""
+        with _naming(self._path):
+            self._study.add_trial(trial)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn errors of the database into one line that names its file."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise UsageError(
+            f"{path}: the study cannot be read or written ({reason}); free the disk, or --restart starts over"
+        ) from error
+
+
 class _Search:
     def __init__(self, space: Space, score: Scorer, *, trials: int, seed: int, storage: Path | None) -> None:
         import optuna
@@ -87,13 +123,11 @@ class _Search:
         # Trials are made in memory and stored whole: a kill leaves no half of one, and a database that
         # syncs every parameter would take longer than many an evaluation.
         self.study = optuna.create_study(direction="maximize")
-        self.stored = storage and optuna.create_study(
-            study_name=STUDY, direction="maximize", storage=f"sqlite:///{storage}", load_if_exists=True
-        )
+        self.store = storage and _Store(storage)
         self.values: dict[Placement, float] = {}
         self.asked = 0
         self.repeated = False
-        for trial in self.stored.get_trials(deepcopy=False) if self.stored else ():
+        for trial in self.store.trials if self.store else ():
             self.study.add_trial(trial)
             self._count(self._placement(trial.params), float(trial.value or 0.0))
 
@@ -125,8 +159,8 @@ class _Search:
         placement = self._suggest(trial, random.Random(seed))
         value = self.values[placement] if placement in self.values else self.score(placement)
         finished = self.study.tell(trial, value)
-        if self.stored:
-            self.stored.add_trial(finished)
+        if self.store:
+            self.store.add(finished)
         self._count(placement, value)
 
     def _count(self, placement: Placement, value: float) -> None:
