@@ -202,6 +202,18 @@ class SearchRecipe(TrainRecipe):
         ge=0,
         description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
+    kinds: Names = Field(
+        default=("gain", "residual"),
+        description="kinds of compensation to choose from: gain, residual, linear, paper",
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_kinds(cls, kinds: Names) -> Names:
+        known = ("gain", "residual", "linear", "paper")
+        if not kinds or set(kinds) - set(known) or len(set(kinds)) < len(kinds):
+            raise ValueError(f"give some of {', '.join(known)}, each once")
+        return kinds
 
 
 class RetrainRecipe(TrainRecipe):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import cost
 from cnpass.data import Split
 from cnpass.document import Document
@@ -56,6 +57,7 @@ class Job:
         device: Device model to optimise for.
         recipe: Options of training.
         max_overhead: Digital parameters and MACs allowed on top, as a fraction of the model's.
+        kinds: Kinds of compensation to choose from.
         folder: Where stages keep their state.
         progress: Told what happens.
         torch_device: Where training runs.
@@ -68,6 +70,7 @@ class Job:
     device: DeviceModel
     recipe: TrainRecipe
     max_overhead: float
+    kinds: tuple[Kind, ...]
     folder: Path
     progress: Progress
     torch_device: torch.device

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import onnx
 import torch
 
 from cnpass import data as datasets
+from cnpass.compensation.kinds import Kind
 from cnpass.data import Dataset, Split
 from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
@@ -135,6 +136,7 @@ class Setting(Generic[R]):
             device=self.device,
             recipe=recipe,
             max_overhead=recipe.max_overhead if isinstance(recipe, SearchRecipe) else 0.0,
+            kinds=cast("tuple[Kind, ...]", recipe.kinds) if isinstance(recipe, SearchRecipe) else (),
             folder=self.folder.path,
             progress=self.progress,
             torch_device=_torch_device(recipe.train_on),

@@ -21,7 +21,7 @@ from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.search import search
 from cnpass.placement.sharing import Supernet, train_shared
-from cnpass.placement.space import KINDS, RATIOS, Placement
+from cnpass.placement.space import RATIOS, Placement
 from cnpass.records import Overhead
 from cnpass.training.retrain import TrainOptions, TrainResult, train
 from cnpass.training.schedule import MOST_MACS, seed_of
@@ -130,7 +130,7 @@ def place(job: Job, document: Document, effort: Effort) -> Searched:
     notes = (candidates.note,) if candidates.note else ()
     if not candidates.nodes:
         return Searched(Placed(document, (), (*notes, "no node can be compensated")), candidates)
-    supernet = Supernet(document, candidates.nodes, KINDS, RATIOS, seed=job.recipe.seed)
+    supernet = Supernet(document, candidates.nodes, job.kinds, RATIOS, seed=job.recipe.seed)
     space = supernet.space(job.max_overhead)
     if not space.cheapest():
         why = "no compensation fits the overhead allowed"

@@ -11,7 +11,6 @@ from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import Cost
 from cnpass.records import Overhead
 
-KINDS: tuple[Kind, ...] = ("gain", "residual")
 RATIOS = (0.05, 0.1, 0.25, 0.5)
 
 

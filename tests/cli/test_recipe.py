@@ -86,3 +86,14 @@ def test_identity_leaves_out_what_only_adds_work() -> None:
     short, long = (EvaluateRecipe.build(None, {"chips": n, "workers": n}) for n in (2, 3))
     assert short.identity() == long.identity()
     assert short.identity() != EvaluateRecipe.build(None, {"std": 2}).identity()
+
+
+def test_names_are_checked_and_survive_toml(tmp_path: Path) -> None:
+    recipe = OptimizeRecipe.build(None, {"augment": "flip, shift", "kinds": "paper"})
+    assert (recipe.augment, recipe.kinds) == (("flip", "shift"), ("paper",))
+    file = tmp_path / "r.toml"
+    file.write_text(recipe.to_toml())
+    assert OptimizeRecipe.build(file) == recipe
+    for name, value in (("augment", "turn"), ("augment", "auto,flip"), ("kinds", "gain,gain"), ("kinds", "")):
+        with pytest.raises(UsageError, match=f"option --{name}: give"):
+            OptimizeRecipe.build(None, {name: value})

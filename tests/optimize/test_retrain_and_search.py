@@ -69,6 +69,12 @@ def test_search_leaves_analog_weights_and_lists_what_it_measured(model: Path) ->
     assert bool(record.placement) == record.kept == (record.overhead.params > 0)
 
 
+def test_search_keeps_to_the_kinds_that_it_is_given(model: Path) -> None:
+    record = cnpass.search(model, **(SEARCH | {"kinds": "paper", "max_overhead": 4.0}))
+    tried = {place.kind for trial in record.trials for place in trial.placement}
+    assert tried == {"paper"}
+
+
 def test_a_finished_one_asked_again_gives_its_record(model: Path, tmp_path: Path) -> None:
     for verb, options in ((cnpass.retrain, TRAINING), (cnpass.search, SEARCH)):
         run = tmp_path / verb.__name__
