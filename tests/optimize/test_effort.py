@@ -1,0 +1,62 @@
+"""How long trainings are, and what a user is told about it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cnpass.evaluation.statistics import half_width, surely_better
+from cnpass.optimization.effort import FEWEST_TRIALS, MOST_TIMES, Effort, Size
+from cnpass.training.schedule import MOST_MACS
+
+SMALL = Size(samples=1000, batch=128, macs=100_000, searched=6000)
+LARGE = Size(samples=50_000, batch=128, macs=300_000_000, searched=6000)
+
+
+def test_what_is_told_is_done() -> None:
+    effort = Effort.told(12, trials=5)
+    assert (effort.retrain, effort.together, effort.trials) == (12, 12, 5)
+    assert effort.last(missing=0.9) == effort.last(missing=0.0) == 12
+
+
+def test_the_last_training_follows_what_is_missing() -> None:
+    effort = Effort.suited(SMALL, trials=5)
+    assert effort.retrain == 300
+    assert effort.last(0.0) == effort.last(0.01) == 300
+    assert effort.last(0.035) == 1050
+    assert effort.last(0.5) == MOST_TIMES * 300
+
+
+def test_large_networks_train_as_long_as_they_can_afford() -> None:
+    effort = Effort.suited(LARGE, trials=5)
+    assert effort.retrain == effort.together == effort.shared == effort.compensation == 1
+    medium = Size(50_000, 128, macs=int(MOST_MACS / 50_000 / 20), searched=6000)
+    assert Effort.suited(medium, trials=5).retrain == 8
+    assert Effort.suited(medium, trials=5).last(1.0) == 20
+
+
+def test_a_budget_is_spent_and_not_exceeded_by_much() -> None:
+    step = 0.01
+    effort = Effort.within(600, SMALL, step, trials=40)
+    steps = (2 * effort.retrain + effort.shared + effort.compensation + effort.together) * 8
+    assert 0.8 * 600 < steps * step < 600
+    assert effort.trials == 40
+    assert Effort.within(1, SMALL, step, trials=40).trials == FEWEST_TRIALS
+    assert not effort.grows
+
+
+def test_the_announcement_says_how_long_it_takes() -> None:
+    assert "300 epochs, then up to 3000" in Effort.suited(SMALL, 5).announcement(SMALL, 0.005)
+    assert "up to about 4 min" not in Effort.told(12, 5).announcement(SMALL, 0.005)
+    assert "about 2.2 h" in Effort.told(100, 5).announcement(Size(50_000, 128, None, 600), 0.0578)
+
+
+def test_better_means_beyond_chance_on_the_same_chips() -> None:
+    rng = np.random.default_rng(0)
+    chips = rng.normal(0.5, 0.1, 30)
+    slight = chips + rng.normal(0.004, 0.01, 30)
+    differences = list(slight - chips)
+    assert surely_better(list(slight), list(chips)) == (np.mean(differences) > half_width(differences))
+    assert surely_better(list(chips + 0.001), list(chips))
+    assert not surely_better(list(chips), list(chips))
+    assert not surely_better(list(rng.permutation(chips)), list(chips))
+    assert not surely_better([np.nan, 1.0], [0.0, 0.0])
