@@ -13,7 +13,7 @@ from cnpass.training.schedule import epochs_for, epochs_within, most_epochs
 
 FEWEST_TRIALS = 3
 """Placements to try even where time is short: none, the cheapest, and one more."""
-MOST_TIMES = 10
+MOST_TIMES = 25
 """The last training is at most so many times as long as the first."""
 _PER_CENT = 100
 _SHARES = {"retrain": 0.12, "shared": 0.05, "trials": 0.05, "compensation": 0.05, "together": 0.58}

@@ -137,15 +137,18 @@ class _Optimization:
             base, beta, hardened = self._retrain(job, ladder, effort.retrain)
         placed = stages.place(job, base, effort).placed if recipe.compensation else stages.Placed(base, ())
         notes.extend(placed.notes)
-        kinds = " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
         if placed.placement:
             base, result = stages.compensate(job, placed.document, effort)
             notes.extend(result.notes)
-            ladder.climb(f"{kinds} compensation", base, placed.placement)
+            ladder.climb(f"{_kinds(placed)} compensation", base, placed.placement)
         if recipe.retrain:
             epochs = effort.last(ladder.missing)
+            if recipe.compensation:
+                placed = stages.extend(job, base, placed.placement)
+                base = placed.document
             document, result = stages.train_together(job, base, epochs, beta=beta, hardened=hardened)
             notes.extend(result.notes)
+            kinds = _kinds(placed)
             step = f"analog weights and {kinds} compensation together" if kinds else "more of the same"
             ladder.climb(step, document, placed.placement)
 
@@ -163,6 +166,10 @@ class _Optimization:
             if ladder.better(document, base):
                 base, beta, hardened = document, tried, True
         return base, beta, hardened
+
+
+def _kinds(placed: stages.Placed) -> str:
+    return " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
 
 
 def _retraining(recipe: OptimizeRecipe, beta: float) -> str:

@@ -10,17 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
-from cnpass.compensation.overhead import cost, weight_keys
+from cnpass.compensation.overhead import cost, overhead, weight_keys
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
+from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.search import search
-from cnpass.placement.sharing import Supernet, train_shared
+from cnpass.placement.sharing import Supernet, insert_all, train_shared
 from cnpass.placement.space import RATIOS, Placement
 from cnpass.records import Overhead
 from cnpass.training.retrain import TrainOptions, TrainResult, train
@@ -173,6 +174,26 @@ def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, 
     )
     write_back(compensated, result.weights)
     return compensated, result
+
+
+def extend(job: Job, document: Document, placement: Placement) -> Placed:
+    """Add gain compensation at every convolution that has none, as wide as the overhead left over allows.
+
+    Frozen analog weights hardly profit from it, so the search has no reason to ask for it; weights that are
+    trained together with it do, and it costs next to no multiplications.
+    """
+    spent = overhead(document)
+    left = job.max_overhead - max(spent.params, spent.macs or 0.0)
+    sites, _ = find_sites(document, plan(document))
+    nodes = [label for label, site in sites.items() if site.is_conv]
+    if not nodes or "gain" not in job.kinds:
+        return Placed(document, placement)
+    space = Supernet(document, nodes, ("gain",), RATIOS, seed=job.recipe.seed).space(left)
+    added = space.widest()
+    extended, _ = insert_all(document, added, seed=job.recipe.seed)
+    order = [entry.label for entry in job.plan.analog]
+    both = sorted((*placement, *added), key=lambda choice: order.index(choice.node))
+    return Placed(extended, tuple(both))
 
 
 def train_together(

@@ -11,7 +11,7 @@ from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import Cost
 from cnpass.records import Overhead
 
-RATIOS = (0.05, 0.1, 0.25, 0.5)
+RATIOS = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
