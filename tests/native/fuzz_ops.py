@@ -38,8 +38,8 @@ ROOM = 256 << 20
 WORKER_CASES = 20_000
 """Cases after which a new worker goes on."""
 
-HANG = 120
-"""Seconds that one case may take."""
+HANG = 1800
+"""Seconds that one case may take; so many, because the machine may have better to do."""
 
 Attributes = dict[str, Any]
 Inputs = dict[str, np.ndarray | None]
