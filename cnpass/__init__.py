@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnpass.evaluation.evaluate import evaluate
     from cnpass.inspection import inspect
-    from cnpass.optimization import optimize, retrain, search
+    from cnpass.optimization import calibrate, optimize, retrain, search
     from cnpass.runtime.library import get_library_path
     from cnpass.runtime.session import Session
 
 __all__ = [
     "Session",
     "__version__",
+    "calibrate",
     "errors",
     "evaluate",
     "get_library_path",
@@ -30,6 +31,7 @@ __all__ = [
 
 _HOME = {
     "Session": "cnpass.runtime.session",
+    "calibrate": "cnpass.optimization",
     "evaluate": "cnpass.evaluation",
     "get_library_path": "cnpass.runtime.library",
     "inspect": "cnpass.inspection",

@@ -241,6 +241,39 @@ class OptimizeRecipe(SearchRecipe):
     )
 
 
+class CalibrateRecipe(DataRecipe):
+    """Options of ``calibrate``."""
+
+    verb: ClassVar[str] = "calibrate"
+
+    chip: int = Field(default=0, ge=0, lt=2**32 - 1, description="number of the chip")
+    device: str | None = Field(
+        default=None, description="device model (default: the mapped model's own, else lognormal)"
+    )
+    sigma: FiniteFloat | None = Field(
+        default=None, ge=0, description="its sigma (default: the mapped model's own, else the device model's)"
+    )
+    param: Assignments = Field(
+        default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="seed of the chips (default: the model's own, else 0)"
+    )
+    correction: Literal["affine", "low-rank"] = Field(
+        default="low-rank",
+        description="factor and offset per channel, or a linear map of limited rank, behind each node",
+    )
+    max_overhead: FiniteFloat = Field(
+        default=0.05,
+        ge=0,
+        description="digital parameters and MACs that may be added, as a fraction of the model's",
+    )
+    samples: int = Field(default=1000, ge=1, description="training samples to measure the chip with")
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
+    )
+
+
 class InspectRecipe(Recipe):
     """Options of ``inspect``."""
 

@@ -250,12 +250,47 @@ class SearchRecord(TrainedRecord):
     overhead: Overhead
 
 
+class Corrected(Frozen):
+    """One corrected node: squared error of its output over the variance of what it should be."""
+
+    node: str
+    rank: Count = Field(description="rank of the correction; 0 for a factor and offset per channel")
+    error_before: float
+    error_after: float = Field(description="on the samples of the fit")
+
+
+class CalibrateRecord(Record):
+    """What ``cnpass calibrate`` did to one chip's model, on test data."""
+
+    name: ClassVar[str] = "calibrate"
+    input: str = Field(description="path of the model that came in")
+    output: str = Field(description="path of the chip's model")
+    metric: Metric
+    n: SplitSizes
+    device: str = Field(description="name of the device model")
+    params: dict[str, float] = Field(description="parameters of the device model")
+    chip: Count
+    clean: float = Field(description="the model that came in, without variation")
+    before: float = Field(description="the model that came in, on the chip")
+    after: float = Field(description="the chip's model, on the chip")
+    retention: BeforeAfter = Field(description="figures on the chip over the clean one")
+    kept: bool = Field(description="whether the correction helps on validation samples; else there is none")
+    overhead: Overhead = Field(description="of all compensation in the chip's model")
+    nodes: list[Corrected]
+    recipe: dict[str, JsonValue]
+    hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
+    seeds: dict[str, int]
+    notes: list[str] = []
+    seconds: float = Field(ge=0)
+
+
 RECORDS: tuple[type[Record], ...] = (
     InspectRecord,
     EvaluateRecord,
     OptimizeRecord,
     RetrainRecord,
     SearchRecord,
+    CalibrateRecord,
 )
 SCHEMAS = Path(__file__).parent / "schemas"
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from cnpass.cli import catalogue, evaluate, inspect, optimize, retrain, rewrite, search
+from cnpass.cli import calibrate, catalogue, evaluate, inspect, optimize, retrain, rewrite, search
 from cnpass.cli.verbs import verb
 from cnpass.recipe import (
+    CalibrateRecipe,
     EvaluateRecipe,
     InspectRecipe,
     OptimizeRecipe,
@@ -51,6 +52,7 @@ verb(app, name="inspect", recipe=InspectRecipe)(inspect.run)
 verb(app, name="evaluate", recipe=EvaluateRecipe)(evaluate.run)
 verb(app, name="retrain", recipe=RetrainRecipe)(retrain.run)
 verb(app, name="search", recipe=SearchRecipe)(search.run)
+verb(app, name="calibrate", recipe=CalibrateRecipe)(calibrate.run)
 verb(app, name="rewrite", recipe=RewriteRecipe)(rewrite.run)
 verb(app, name="lower")(rewrite.run_lower)
 app.add_typer(catalogue.devices, name="devices")

@@ -98,10 +98,11 @@ def fit(
     device: DeviceModel,
     *,
     seed: int = 0,
-    chips: int = FIT_CHIPS,
+    chips: int | range = FIT_CHIPS,
     samples: int = FIT_SAMPLES,
     ridge: float = 1e-3,
     target: Document | None = None,
+    behind: bool = False,
     progress: Progress | None = None,
 ) -> Fit:
     """Insert compensation and fit it.
@@ -118,11 +119,12 @@ def fit(
         split: calibration samples; labels are not looked at.
         device: device model.
         seed: seed of the chips, of generators, and of what is picked of the split and of large maps.
-        chips: simulated chips, numbered from ``FIT_CHIPS_START``. A fit on few chips corrects those and no
-            others, since all samples that a chip sees share its errors.
+        chips: simulated chips: how many, numbered from ``FIT_CHIPS_START``, or which. A fit on few chips
+            corrects those and no others, since all samples that a chip sees share its errors.
         samples: samples that each chip sees, a random pick of its own.
         ridge: penalty on squared coefficients, over the mean square of what they multiply.
         target: model of the same graph whose clean activations are aimed at; default: ``document``.
+        behind: whether nodes that are compensated already are corrected too, before that compensation.
         progress: told what happens.
 
     Raises:
@@ -130,14 +132,14 @@ def fit(
         DataError: there are no samples, or a node's output on them is not finite.
         ModelError: a node cannot be compensated, or ONNX Runtime refuses the model.
     """
-    _check(choices, split, chips=chips, samples=samples, ridge=ridge)
+    numbers = range(FIT_CHIPS_START, FIT_CHIPS_START + chips) if isinstance(chips, int) else chips
+    _check(choices, split, chips=len(numbers), samples=samples, ridge=ridge)
     fitted = document.copy()
-    todo = _todo(fitted, choices)
-    numbers = range(FIT_CHIPS_START, FIT_CHIPS_START + chips)
+    todo = _todo(fitted, choices, behind=behind)
     results = []
     with (
         tempfile.TemporaryDirectory(prefix="cnpass-") as folder,
-        (progress or Progress()).task("closed form", len(todo) * chips) as task,
+        (progress or Progress()).task("closed form", len(todo) * len(numbers)) as task,
     ):
         bench = _Bench(target or document, device, split, samples, numbers, seed, Path(folder))
         for choice, site in todo:
@@ -171,9 +173,9 @@ def _check(choices: Sequence[Choice], split: Split, *, chips: int, samples: int,
             raise UsageError(f"node {choice.node!r} is to be compensated twice")
 
 
-def _todo(document: Document, choices: Sequence[Choice]) -> list[tuple[Choice, Site]]:
+def _todo(document: Document, choices: Sequence[Choice], *, behind: bool) -> list[tuple[Choice, Site]]:
     """The choices with their sites, in the order of the file."""
-    sites, reasons = find_sites(document, plan(document))
+    sites, reasons = find_sites(document, plan(document), behind=behind)
     for choice in choices:
         site = sites.get(choice.node)
         if site is None:

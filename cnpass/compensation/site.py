@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
 from cnpass.mapping import MappingPlan, NodePlan
-from cnpass.nodes import label, node_metadata
+from cnpass.nodes import label, node_metadata, scope
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
 
@@ -58,8 +58,15 @@ class Site:
         return tuple(range(2, self.rank)) if self.is_conv else tuple(range(1, self.rank - 1))
 
 
-def find_sites(document: Document, plan: MappingPlan) -> tuple[dict[str, Site], dict[str, str]]:
+def find_sites(
+    document: Document, plan: MappingPlan, *, behind: bool = False
+) -> tuple[dict[str, Site], dict[str, str]]:
     """Find every node that can be compensated.
+
+    Args:
+        document: The model.
+        plan: Its mapping plan.
+        behind: Whether nodes that are compensated already count, for another compensation before that one.
 
     Returns:
         Sites by label, in the order of the file; and for analog nodes that are none, the reason by label.
@@ -73,7 +80,7 @@ def find_sites(document: Document, plan: MappingPlan) -> tuple[dict[str, Site], 
     sites: dict[str, Site] = {}
     reasons: dict[str, str] = {}
     for entry in plan.analog:
-        if entry.label in compensated:
+        if entry.label in compensated and not behind:
             reasons[entry.label] = "is compensated already"
             continue
         found = _site(document, entry, shapes)
@@ -87,7 +94,9 @@ def find_sites(document: Document, plan: MappingPlan) -> tuple[dict[str, Site], 
 def _site(document: Document, entry: NodePlan, shapes: Shapes) -> Site | str:
     node, product = entry.node, entry.product
     if node is None or product is None:
-        return "its weight is not a constant of the main graph"
+        return "its weight is not a constant of the model"
+    if scope(node):
+        return "is in a body of If, Loop or Scan"
     if node.domain == ops.DOMAIN:
         return "is mapped already; compensation goes in before map-crossbar"
     if document.opset < _FIRST_OPSET:

@@ -205,7 +205,7 @@ class MonteCarlo:
         if device is None:
             if attributes is None:
                 raise ModelError("the model is not mapped to analog chips, so a device model is needed")
-            device = device_from_attributes(_shortest(attributes))
+            device = device_from_attributes(shortest(attributes))
             if device is None:  # programmed upstream, by nodes of a third party
                 return Target(
                     document, document, str(attributes["device"]), {}, int(attributes.get("seed", 0))
@@ -359,7 +359,7 @@ def _digest(document: Document) -> str:
     return digest.hexdigest()[:16]
 
 
-def _shortest(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def shortest(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with floats in the fewest digits that give the same float32, which is what ONNX stores."""
     return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in attributes.items()}
 

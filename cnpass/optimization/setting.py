@@ -205,10 +205,10 @@ def carry_out(
     """
     started = time.perf_counter()
     progress = call.progress or Progress()
-    document = _unmapped(_document(call.model))
-    output = _output(document, call.output, suffix)
+    document = unmapped(as_document(call.model))
+    output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
-        _check_outputs(output, force=call.force)
+        check_outputs(output, force=call.force)
     device = _device(recipe)
     _torch_device(recipe.train_on)
     if not plan(document).analog:
@@ -229,7 +229,7 @@ def carry_out(
         if finished is not None:
             progress.note(f"finished before; {output} is as it was written")
             return finished
-        _check_outputs(output, force=call.force)
+        check_outputs(output, force=call.force)
         setting = Setting(
             document,
             dataset,
@@ -244,7 +244,7 @@ def carry_out(
         result = work(setting)
         text = result.to_json() + "\n"
         write_text(folder.path / _RECORD, text)
-        write_text(_record_path(output), text)
+        write_text(record_path(output), text)
         return result
 
 
@@ -255,14 +255,15 @@ def build(kind: type[R], recipe: R | None, call: Call) -> R:
     return kind.build(None, given | call.options | data)
 
 
-def _document(model: str | Path | onnx.ModelProto | Document) -> Document:
+def as_document(model: str | Path | onnx.ModelProto | Document) -> Document:
+    """Return a model as a document, whatever it is given as."""
     if isinstance(model, Document):
         return model
     return Document.from_proto(model) if isinstance(model, onnx.ModelProto) else Document.load(model)
 
 
-def _unmapped(document: Document) -> Document:
-    """A mapped model back in standard operators, since that is what training and compensation change."""
+def unmapped(document: Document) -> Document:
+    """Return a mapped model back in standard operators: that is what training and compensation change."""
     if analog_attributes(document) is None:
         return document
     plain = document.copy()
@@ -270,7 +271,8 @@ def _unmapped(document: Document) -> Document:
     return plain
 
 
-def _output(document: Document, output: str | Path | None, suffix: str) -> Path:
+def output_path(document: Document, output: str | Path | None, suffix: str) -> Path:
+    """Return the file to write: as told, or beside the model with a suffix."""
     if output is not None:
         return Path(output)
     if document.path is None:
@@ -278,12 +280,14 @@ def _output(document: Document, output: str | Path | None, suffix: str) -> Path:
     return document.path.with_name(f"{document.path.stem.removesuffix('.cnpass')}.{suffix}.onnx")
 
 
-def _check_outputs(output: Path, *, force: bool) -> None:
-    for path in (output, _record_path(output)):
+def check_outputs(output: Path, *, force: bool) -> None:
+    """Refuse an output that cannot be written, or its record."""
+    for path in (output, record_path(output)):
         check_output(path, force=force)
 
 
-def _record_path(output: Path) -> Path:
+def record_path(output: Path) -> Path:
+    """Return where the record of an output goes: beside it."""
     return output.with_suffix(".json")
 
 

@@ -152,7 +152,8 @@ def insert_all(
     """Insert compensation in a copy of a document, several kinds at one node behind each other.
 
     Args:
-        base: The document; each node of the choices must be one that can be compensated.
+        base: The document; each node of the choices must be one that can be compensated. What is inserted
+            goes before a compensation that the node has already.
         choices: What to insert.
         seed: Seed of the generators' initial weights; every node and kind has its own.
 
@@ -160,7 +161,7 @@ def insert_all(
         The copy, and what was inserted by node and kind.
     """
     document = base.copy()
-    sites, _ = find_sites(document, plan(document))
+    sites, _ = find_sites(document, plan(document), behind=True)
     inserted: dict[tuple[str, Kind], Insertion] = {}
     for choice in choices:
         site = sites[choice.node]

@@ -1,0 +1,213 @@
+"""``calibrate``: a digital correction for one chip, fitted on what that chip makes of calibration inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from cnpass import data as datasets
+from cnpass.compensation.closed_form import MAX_FEATURES, Fit, fit
+from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import overhead
+from cnpass.compensation.site import find_sites
+from cnpass.data import Split
+from cnpass.document import Document
+from cnpass.errors import DataError, ModelError
+from cnpass.evaluation import MonteCarlo
+from cnpass.evaluation.evaluate import DEFAULT_DEVICE
+from cnpass.evaluation.montecarlo import analog_attributes, shortest
+from cnpass.files import write_text
+from cnpass.mapping import plan
+from cnpass.optimization.setting import as_document, check_outputs, output_path, record_path, unmapped
+from cnpass.passes.fold_batch_norm import FoldBatchNorm
+from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.placement.sharing import Supernet
+from cnpass.placement.space import RATIOS, Choice
+from cnpass.progress import Progress
+from cnpass.recipe import CalibrateRecipe
+from cnpass.records import BeforeAfter, CalibrateRecord, Corrected, SplitSizes
+from cnpass.runtime.devices import DeviceModel, device_from_attributes, make_device
+from cnpass.runtime.ops import META_CHIP_INPUT
+
+_KINDS: dict[str, Kind] = {"affine": "gain", "low-rank": "linear"}
+"""A gain compensation fitted in closed form is a factor and an offset per channel."""
+
+
+def calibrate(
+    model: str | Path | onnx.ModelProto | Document,
+    data: str | Path | None = None,
+    *,
+    recipe: CalibrateRecipe | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CalibrateRecord:
+    """Fit a digital correction for one chip, and write that chip's model.
+
+    Behind every analog node, and before a compensation that it has already, comes a linear correction fitted
+    by least squares of what the ideal chip gives on what this one does. Nothing is trained and labels are not
+    looked at. What does not help on validation samples is left out.
+
+    Args:
+        model: A model mapped to analog chips, such as ``optimize`` writes; any other is mapped.
+        data: As for ``cnpass.optimize``.
+        recipe: All options; default: every default.
+        output: The file to write; default: ``{stem}.chip{N}.onnx`` beside the model. Its default chip is this
+            one. The record goes beside it as JSON.
+        force: Whether existing files may be replaced.
+        progress: Told what happens; default: silence.
+        options: Single options of ``CalibrateRecipe``, which win over the recipe: ``chip=7``.
+
+    Returns:
+        The record; with the same seed the same, but for ``seconds``.
+
+    Raises:
+        UsageError: An option or the output cannot be used.
+        ModelError: The model is invalid, has nothing to put on a crossbar, or nothing that can be corrected.
+        DataError: The data do not fit, or there are none to measure with.
+    """
+    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    chosen = CalibrateRecipe.build(None, given | options | ({} if data is None else {"data": str(data)}))
+    source = as_document(model)
+    target = output_path(source, output, f"chip{chosen.chip}")
+    check_outputs(target, force=force)
+    return _Calibration(source, chosen, progress or Progress()).record(target, force=force)
+
+
+class _Calibration:
+    def __init__(self, source: Document, recipe: CalibrateRecipe, progress: Progress) -> None:
+        self.started = time.perf_counter()
+        self.source, self.recipe, self.progress = source, recipe, progress
+        attributes = analog_attributes(source) or {}
+        self.device = _device(attributes, recipe)
+        self.seed = int(attributes.get("seed", 0)) if recipe.seed is None else recipe.seed
+        self.document = unmapped(source).copy()
+        FoldBatchNorm()(self.document)
+        self.dataset = datasets.prepare(self.document.proto, self.document.path, recipe)
+        for note in self.dataset.notes:
+            (progress.warn if self.dataset.random else progress.note)(note)
+        for name, split in (("training", self.dataset.train), ("validation", self.dataset.val)):
+            if not len(split):
+                raise DataError(f"{self.dataset.name}: has no {name} samples, on which a chip is measured")
+
+    def record(self, output: Path, *, force: bool) -> CalibrateRecord:
+        """Fit, decide, write, and say what it brought."""
+        recipe, dataset = self.recipe, self.dataset
+        fitted = self._fit()
+        kept = self._figure(dataset.val, fitted.document) > self._figure(dataset.val, self.document)
+        best = fitted.document if kept else self.document
+        with self._chips(dataset.test) as test:
+            before, after = (self._on_chip(test, document) for document in (self.document, best))
+            self._write(best, output, force=force)
+            clean = test.clean
+            record = CalibrateRecord(
+                input=str(self.source.path or ""),
+                output=str(output),
+                metric=test.metric,
+                n=SplitSizes(train=len(dataset.train), val=len(dataset.val), test=len(dataset.test)),
+                device=self.device.name,
+                params=self.device.attributes(),
+                chip=recipe.chip,
+                clean=clean,
+                before=before,
+                after=after,
+                retention=BeforeAfter(
+                    before=before / clean if clean else 0.0, after=after / clean if clean else 0.0
+                ),
+                kept=kept,
+                overhead=overhead(best),
+                nodes=[
+                    Corrected(
+                        node=node.node,
+                        rank=0 if node.kind == "gain" else node.width,
+                        error_before=node.before,
+                        error_after=node.after,
+                    )
+                    for node in fitted.nodes
+                ],
+                recipe=json.loads(recipe.model_dump_json(by_alias=True)),
+                hashes={
+                    "model": self.source.sha256,
+                    "data": dataset.sha256,
+                    "output": hashlib.sha256(output.read_bytes()).hexdigest(),
+                },
+                seeds={"chips": self.seed},
+                notes=list(dict.fromkeys([*dataset.notes, *test.notes])),
+                seconds=round(time.perf_counter() - self.started, 3),
+            )
+        write_text(record_path(output), record.to_json() + "\n")
+        return record
+
+    def _fit(self) -> Fit:
+        """Correct every node that can be, as wide as the limit allows; a factor per channel has no width."""
+        kind, document = _KINDS[self.recipe.correction], self.document
+        sites, reasons = find_sites(document, plan(document), behind=True)
+        nodes = [name for name, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
+        if not nodes:
+            why = next(iter(reasons.values()), "there is none")
+            raise ModelError(f"no analog node of the model can be corrected: {why}")
+        if kind == "gain":
+            choices = tuple(Choice(node, kind, min(RATIOS)) for node in nodes)
+        else:
+            supernet = Supernet(document, nodes, (kind,), RATIOS, seed=self.seed)
+            choices = supernet.space(self.recipe.max_overhead).widest()
+            if not choices:
+                raise ModelError(
+                    f"no correction fits within --max-overhead {self.recipe.max_overhead:g}; "
+                    "allow more, or try --correction affine"
+                )
+        chip = self.recipe.chip
+        return fit(
+            document,
+            choices,
+            self.dataset.train,
+            self.device,
+            seed=self.seed,
+            chips=range(chip, chip + 1),
+            samples=self.recipe.samples,
+            behind=True,
+            progress=self.progress,
+        )
+
+    def _figure(self, split: Split, document: Document) -> float:
+        with self._chips(split) as chips:
+            return self._on_chip(chips, document)
+
+    def _chips(self, split: Split) -> MonteCarlo:
+        folder = Path(tempfile.mkdtemp(prefix="cnpass-"))  # MonteCarlo removes it
+        return MonteCarlo(self.document, split, workers=1, folder=folder, progress=self.progress)
+
+    def _on_chip(self, chips: MonteCarlo, document: Document) -> float:
+        target = chips.prepare(document, self.device, self.seed)
+        (value,) = chips.values(target, [self.recipe.chip])
+        return value
+
+    def _write(self, document: Document, output: Path, *, force: bool) -> None:
+        mapped = document.copy()
+        MapCrossbar(device=self.device, seed=self.seed)(mapped)
+        selector = mapped.tensors()[mapped.metadata[META_CHIP_INPUT]]
+        if hasattr(selector, "values"):  # an overridable initializer, else an input that callers must give
+            selector.values = np.array(self.recipe.chip, np.int64)
+        mapped.save(output, force=force)
+
+
+def _device(attributes: dict[str, Any], recipe: CalibrateRecipe) -> DeviceModel:
+    """The device model of a mapped model, unless another one is asked for."""
+    sigma = {} if recipe.sigma is None else {"sigma": recipe.sigma}
+    if recipe.device is None and not sigma and not recipe.param and attributes:
+        device = device_from_attributes(shortest(attributes))
+        if device is None:
+            raise ModelError(
+                "the model's weights are programmed by nodes of its own; name a --device to fit for"
+            )
+        return device
+    name = recipe.device or str(attributes.get("device", DEFAULT_DEVICE))
+    return make_device(name, **recipe.param, **sigma)

@@ -1,0 +1,99 @@
+"""A correction for one chip: what it brings there, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import cnpass
+from cnpass.document import Document
+from cnpass.errors import DataError, ModelError, UsageError
+from cnpass.passes.pipeline import Pipeline
+from cnpass.records import SCHEMAS
+
+OPTIONS: dict[str, Any] = {"sigma": 0.8, "max_overhead": 1.0, "samples": 160}
+
+
+def _on_chip(model: Path, x: np.ndarray, chip: int) -> np.ndarray:
+    return np.asarray(cnpass.Session(model).run(x, chip=chip)[0])
+
+
+def _constants(model: Path) -> dict[str, bytes]:
+    return {i.name: numpy_helper.to_array(i).tobytes() for i in onnx.load(model).graph.initializer}
+
+
+def _selector(model: Path) -> str:
+    """The name of the scalar that selects the chip."""
+    metadata = onnx.load(model).metadata_props
+    return next(entry.value for entry in metadata if entry.key == "cnpass.chip_input")
+
+
+@pytest.mark.parametrize("correction", ["affine", "low-rank"])
+def test_a_chip_is_brought_nearer_to_the_ideal_one(model: Path, correction: str) -> None:
+    record = cnpass.calibrate(model, chip=7, correction=correction, **OPTIONS)
+    output = model.with_name("quadrants.chip7.onnx")
+    beside = json.loads(output.with_suffix(".json").read_text())
+    jsonschema.validate(beside, json.loads((SCHEMAS / "calibrate.json").read_text()))
+    assert beside == json.loads(record.to_json())
+    assert [node.node for node in record.nodes] == ["first", "second", "last"]
+    assert all(node.error_after < node.error_before for node in record.nodes)
+    assert record.after >= record.before
+    assert record.kept
+    assert record.clean == cnpass.evaluate(model, sigma=0.8, chips=2).clean
+    with np.load(model.with_suffix(".npz")) as arrays:
+        right = _on_chip(output, arrays["x_test"], 7).argmax(1) == arrays["y_test"]
+    assert record.after == right.mean()
+    # The file's own chip is the one that it was made for.
+    assert _constants(output)[_selector(output)] == np.int64(7).tobytes()
+
+
+def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        cnpass.calibrate(model, output=tmp_path / f"{name}.onnx", chip=3, **OPTIONS)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_analog_weights_and_what_compensates_them_stay_as_they_are(model: Path, tmp_path: Path) -> None:
+    document = Document.load(model)
+    passes = "insert-compensation{node=second,kind=gain,ratio=0.5},map-crossbar{sigma=0.8,seed=5}"
+    Pipeline.parse(passes).run(document)
+    mapped, output = tmp_path / "mapped.onnx", tmp_path / "chip.onnx"
+    document.save(mapped)
+    data = str(model.with_suffix(".npz"))
+    record = cnpass.calibrate(mapped, data, output=output, chip=2, max_overhead=2.0)
+    assert record.device == "lognormal"
+    assert record.params == {"sigma": 0.8}
+    assert record.seeds == {"chips": 5}
+    before, after, chip = _constants(mapped), _constants(output), _selector(output)
+    assert {name: after[name] for name in before if name != chip} == {
+        name: value for name, value in before.items() if name != chip
+    }
+
+
+def test_no_variation_needs_no_correction(model: Path) -> None:
+    record = cnpass.calibrate(model, sigma=0.0, max_overhead=1.0)
+    assert not record.kept
+    assert record.before == record.after == record.clean
+    assert record.overhead.params == 0
+
+
+def test_refusals(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--max-overhead"):
+        cnpass.calibrate(model, sigma=0.5, max_overhead=0.0)
+    with pytest.raises(UsageError, match="--chip"):
+        cnpass.calibrate(model, chip=-1)
+    (tmp_path / "quadrants.chip0.onnx").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists already"):
+        cnpass.calibrate(model)
+    data = tmp_path / "test-only.npz"
+    with np.load(model.with_suffix(".npz")) as arrays:
+        np.savez(data, x_test=arrays["x_test"], y_test=arrays["y_test"])
+    with pytest.raises(DataError, match="no training samples"):
+        cnpass.calibrate(model, str(data), output=tmp_path / "other.onnx")
