@@ -32,8 +32,11 @@ def fixed_batch(proto: ModelProto) -> int | None:
     """The batch size that the inputs fix, or None if they leave it free.
 
     Raises:
-        NotFreeableError: inputs fix different sizes.
+        NotFreeableError: inputs fix different sizes, or one is a scalar.
     """
+    for value in data_inputs(proto):
+        if value.type.tensor_type.HasField("shape") and not value.type.tensor_type.shape.dim:
+            raise NotFreeableError(f"input '{value.name}' is a scalar, which holds for a whole run")
     sizes = {size for value in data_inputs(proto) if (size := _first_size(value))}
     if len(sizes) > 1:
         raise NotFreeableError(

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,17 +24,22 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from cnpass import external, files
+from cnpass.collector import paused_collection
 from cnpass.constants import Stored, StoredConstant, constant_proto
 from cnpass.errors import ModelError, UsageError
 from cnpass.nodes import (
-    captured,
+    all_nodes,
+    bodies,
+    captured_tensors,
+    defined,
     extend_entries,
+    key,
     label,
     mapping,
     node_metadata,
     node_proto,
+    read_nodes,
     subgraphs,
-    tied_node,
 )
 
 __all__ = ["Document", "label", "node_metadata"]
@@ -55,7 +59,8 @@ class Document:
 
     Attributes:
         graph: the main graph as graphsurgeon sees it. `graph.inputs` leaves out initializers that are graph
-            inputs too, as graphsurgeon does; those are named in `overridable`. Subgraphs are not shown.
+            inputs too, as graphsurgeon does; those are named in `overridable`. Nodes in bodies are not among
+            its nodes, but they read and count as readers of its tensors.
         proto: the source, never changed.
         path: the file it came from, or None.
         base_dir: folder in which external data are looked for.
@@ -128,7 +133,8 @@ class Document:
         self._tensors: dict[str, gs.Tensor] = {}
         self._values: dict[int, _Value] = {}
         self._attached: set[int] = set()
-        self._import(graph)
+        with paused_collection():
+            self._import(graph)
 
     def replace(self, proto: ModelProto) -> None:
         """Go on with another model in place of this one; path and hash stay those of the source."""
@@ -151,17 +157,7 @@ class Document:
         self._inputs = [(value, self._variable(value)) for value in graph.input]
         self._outputs = [(value, self._variable(value)) for value in graph.output]
         self.overridable = [t.name for _, t in self._inputs if isinstance(t, gs.Constant)]
-        counts = Counter(node.name for node in graph.node)
-        nodes = [
-            tied_node(
-                proto,
-                [self._tensor(name) for name in proto.input],
-                [self._tensor(name) for name in proto.output],
-                self.base_dir,
-                unique=counts[proto.name] == 1,
-            )
-            for proto in graph.node
-        ]
+        nodes = read_nodes(graph.node, self._tensor, self.base_dir, set(defined(graph)))
         self.graph = gs.Graph(
             nodes,
             inputs=[t for _, t in self._inputs if not isinstance(t, gs.Constant)],
@@ -213,13 +209,31 @@ class Document:
 
     @property
     def captured(self) -> frozenset[str]:
-        """Names of outer tensors that subgraphs of If, Loop and Scan read."""
-        return frozenset[str]().union(*(captured(node) for node in self.graph.nodes))
+        """Names of tensors of the main graph that bodies of If, Loop and Scan read."""
+        return frozenset(tensor.name for tensor in self._captured())
+
+    def _captured(self) -> Iterator[gs.Tensor]:
+        return (tensor for node in self.graph.nodes for tensor in captured_tensors(node))
+
+    def all_nodes(self) -> Iterator[gs.Node]:
+        """All nodes of the main graph, each followed by those in its bodies."""
+        return all_nodes(self.graph.nodes)
+
+    def node_lists(self) -> Iterator[list[gs.Node]]:
+        """The lists of nodes to edit: that of the main graph, then that of every body."""
+        yield self.graph.nodes
+        for node in self.all_nodes():
+            yield from (body.nodes for body in bodies(node))
 
     def tensors(self) -> dict[str, gs.Tensor]:
         """All tensors of the main graph as it is now, by name."""
         attached = (t for node in self.graph.nodes for t in (*node.inputs, *node.outputs) if t.name)
         return {t.name: t for t in (*self.constants(), *self.graph.inputs, *self.graph.outputs, *attached)}
+
+    def local_tensors(self) -> dict[str, gs.Tensor]:
+        """The tensors that bodies define, by `cnpass.nodes.key`."""
+        found = (body.local() for node in self.all_nodes() for body in bodies(node))
+        return {key(tensor): tensor for tensors in found for tensor in tensors}
 
     def fresh(self, name: str) -> str:
         """A tensor name that is not taken, in the main graph or in any subgraph: `name` or `name_1`, ..."""
@@ -260,8 +274,7 @@ class Document:
         """All tensors that nodes, the graph's outputs or subgraphs refer to, by id."""
         used = {id(t): t for node in self.graph.nodes for t in [*node.inputs, *node.outputs] if t.name}
         used |= {id(tensor): tensor for tensor in self.graph.outputs}
-        captured = (self._tensors[name] for name in self.captured if name in self._tensors)
-        return used | {id(tensor): tensor for tensor in captured}
+        return used | {id(tensor): tensor for tensor in self._captured()}
 
     def _written(self, constants: list[gs.Constant]) -> dict[str, gs.Tensor]:
         """The tensor behind each name that the main graph defines.
@@ -296,20 +309,23 @@ class Document:
         for tensor in self.graph.outputs:
             if written.get(tensor.name, None) is not tensor and id(tensor) not in self._unwritten:
                 raise ModelError(f"the graph's output {tensor.name!r} is written by no node")
-        for name in self.captured:
-            outer = self._tensors.get(name)
-            if outer is not None and id(outer) not in self._unwritten and written.get(name) is not outer:
-                raise ModelError(f"a subgraph reads {name!r}, which nothing writes any more")
+        for tensor in self._captured():
+            if id(tensor) not in self._unwritten and written.get(tensor.name) is not tensor:
+                raise ModelError(f"a subgraph reads {tensor.name!r}, which nothing writes any more")
 
     def to_proto(self, *, export: Callable[[gs.Constant], Stored] = constant_proto) -> ModelProto:
         """The model as it is now; external data stay references to the source's files.
 
         Args:
-            export: makes the proto of an initializer; for models that need no values.
+            export: makes the proto of an initializer of the main graph; for models that need no values.
 
         Raises:
             ModelError: two tensors share a name, or a node reads what nothing writes.
         """
+        with paused_collection():
+            return self._to_proto(export)
+
+    def _to_proto(self, export: Callable[[gs.Constant], Stored]) -> ModelProto:
         used = self._used()
         constants = self._constants_among(used)
         self._check_names(constants)

@@ -11,6 +11,7 @@ Assumptions behind the figures:
 - every column of every row of tiles is converted once for every vector that is multiplied: the partial sums
   are added behind the converters;
 - a weight that several nodes use is one set of devices: every node shows its tiles, the totals count it once;
+- local functions that hold products with weights of the model are listed inlined, as map-crossbar takes them;
 - all "per inference" figures are for one sample.
 """
 
@@ -23,8 +24,10 @@ from math import ceil
 from pathlib import Path
 
 from cnpass.document import Document
+from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan
 from cnpass.records import InspectRecord, InspectTotals, ModelInfo, NodeRecord
+from cnpass.runtime import ops
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def inspect(
     if tile_rows < 1 or tile_cols < 1:
         raise ValueError(f"a tile of {tile_rows} x {tile_cols} has no cells")
     document = model if isinstance(model, Document) else Document.load(model)
+    if any(function.domain != ops.DOMAIN for function in document.functions):
+        document = document.copy()
+        inline_products(document)
     found = plan(document)
     tile = (tile_rows, tile_cols)
     nodes = [_record(node, tile) for node in found.nodes]

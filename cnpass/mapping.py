@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import FunctionProto, GraphProto, NodeProto
+from onnx import FunctionProto, NodeProto
 
 from cnpass import work
+from cnpass.collector import paused_collection
 from cnpass.constants import element_type
 from cnpass.document import Document
 from cnpass.errors import ModelError
-from cnpass.nodes import label, node_metadata, source_proto, subgraphs
+from cnpass.nodes import all_nodes, bodies, key, label, node_metadata, scope, subgraphs
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
 from cnpass.weights import Weight, is_float, resolve
@@ -71,11 +72,11 @@ class NodePlan:
     """Where one node runs.
 
     Attributes:
-        label: name to show; of nodes in subgraphs and functions with the names around it.
+        label: name to show; of nodes in bodies and functions with the names around it.
         op_type: of the source node, also where it has been rewritten.
         domain: "analog" or "digital".
         reason: why, in words.
-        node: the node; None in subgraphs and functions, which cannot be edited.
+        node: the node; None in functions, which cannot be edited.
         product: of analog nodes; None if the weight is programmed by another node.
         stream: random stream of the weight's devices.
         constants: elements of the constants that the node itself reads, by the name of the stored weight.
@@ -111,7 +112,7 @@ class MappingPlan:
     """The plan of a whole model.
 
     Attributes:
-        nodes: all nodes, in the order of the file, those of subgraphs and functions after the main graph's.
+        nodes: all nodes, in the order of the file, those of bodies and functions after the main graph's.
         streams: random stream by stored weight, numbered by first use; analog nodes keep what they have.
         shapes: of all tensors, in one inference.
     """
@@ -146,19 +147,21 @@ def plan(document: Document) -> MappingPlan:
     Raises:
         ModelError: a tensor has an unknown type.
     """
-    return _Planner(document).plan()
+    with paused_collection():
+        return _Planner(document).plan()
 
 
 class _Planner:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.shapes: Shapes = infer(document)
-        self.tensors = document.tensors()
         self.functions = {(f.domain, f.name): f for f in document.functions if f.domain != ops.DOMAIN}
         self.resolved: dict[int, Weight | None] = {}
 
     def plan(self) -> MappingPlan:
-        decided = [self.node(node) for node in self.document.graph.nodes]
+        main = self.document.graph.nodes
+        inner = [each for node in main for body in bodies(node) for each in all_nodes(body.nodes)]
+        decided = [self.node(node) for node in (*main, *inner)]
         taken = {facts["stream"] for facts in decided if facts.get("stream") is not None}
         free = (number for number in range(ops.MAX_STREAM + 1) if number not in taken)
         streams: dict[str, int] = {}
@@ -168,15 +171,11 @@ class _Planner:
                 streams.setdefault(facts["product"].weight.key, facts["stream"])
         for facts in products:
             if facts.get("stream") is None:
-                key = facts["product"].weight.key
-                if key not in streams:
-                    streams[key] = next(free)
-                facts["stream"] = streams[key]
+                name = facts["product"].weight.key
+                if name not in streams:
+                    streams[name] = next(free)
+                facts["stream"] = streams[name]
         nodes = [NodePlan(**facts) for facts in decided]
-        for entry in tuple(nodes):
-            source = source_proto(entry.node)
-            for graph in subgraphs(source) if source else ():
-                nodes.extend(self.body(graph, entry.label))
         for function in self.functions.values():
             nodes.extend(self.function(function))
         return MappingPlan(tuple(nodes), streams, self.shapes)
@@ -188,7 +187,7 @@ class _Planner:
         return self.resolved[id(tensor)]
 
     def node(self, node: gs.Node) -> dict[str, Any]:
-        """The fields of the plan of a node of the main graph."""
+        """The fields of the plan of a node of the main graph or of a body."""
         metadata = node_metadata(node)
         facts = {
             "label": label(node),
@@ -199,7 +198,7 @@ class _Planner:
         }
         if node.domain == ops.DOMAIN and node.op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
             return facts | self.mapped(node)
-        facts["macs"] = work.macs(node, self.shapes)
+        facts["macs"] = None if scope(node) and node.op in work.PRODUCTS else work.macs(node, self.shapes)
         role = metadata.get(ops.META_ROLE)
         if role == ops.ROLE_COMPENSATION:
             return facts | {"reason": "compensation is digital"}
@@ -213,11 +212,17 @@ class _Planner:
         found = rule(self, node)
         if isinstance(found, str):
             return facts | {"reason": found}
-        return facts | self.analog(node, found, f"{node.op} with constant weight {found.weight.key!r}")
+        reason = f"{node.op} with constant weight {found.weight.key!r}"
+        if found.weight.kind == "converted":
+            reason += ", made of stored integers (trained values go back as a float initializer)"
+        return facts | self.analog(node, found, reason)
 
     def analog(self, node: gs.Node, product: Product, reason: str) -> dict[str, Any]:
         """The fields of a node that runs on a crossbar."""
         facts = {"domain": "analog", "reason": reason, "product": product}
+        if scope(node):
+            reason += "; how often its body runs is not known, so it is not counted"
+            return facts | {"reason": reason, "macs": None}
         size = self.shapes.size(node.outputs[0].name)
         if size is None:
             reason += "; its output shape is not known, so it is not counted"
@@ -255,7 +260,7 @@ class _Planner:
     def foreign(self, node: gs.Node) -> str:
         """Why a node of another domain is digital."""
         if (node.domain, node.op) in self.functions:
-            return f"calls the local function {node.op!r}; functions are not mapped"
+            return f"calls the local function {node.op!r}, which is listed node by node"
         if node.domain == "com.microsoft":
             return "operators of com.microsoft are not mapped"
         if node.domain == "ai.onnx.ml":
@@ -264,10 +269,9 @@ class _Planner:
 
     def other(self, node: gs.Node) -> str:
         """Why a standard operator that is no Conv, Gemm or MatMul is digital."""
-        source = source_proto(node)
         if ("", node.op) in self.functions:
             return self.foreign(node)
-        if source is not None and any(True for _ in subgraphs(source)):
+        if bodies(node):
             return "control flow; its body is listed node by node"
         if any(self.resolve(tensor) for tensor in node.outputs):
             return "makes a constant"
@@ -322,7 +326,7 @@ class _Planner:
         if len(weight.shape) != 2:
             kind = "a vector" if len(weight.shape) < 2 else "a batch of matrices"
             return f"the constant operand, of shape {list(weight.shape)}, is {kind}, not one matrix"
-        if operand == 0 and self.shapes.rank(node.inputs[1].name) is None and node.op == "MatMul":
+        if operand == 0 and self.shapes.rank(key(node.inputs[1])) is None and node.op == "MatMul":
             return "the constant is the left operand, and the rank of the right one is not known"
         # The op wants [K, N]: what is on the left is turned around, Y = (B' A')'.
         turned = transposed[operand] != (operand == 0)
@@ -331,18 +335,10 @@ class _Planner:
         shape = weight.shape[::-1] if turned else weight.shape
         return _product(weight, operand, perm, shape, None)
 
-    # nodes that cannot be edited
-
-    def body(self, graph: GraphProto, owner: str) -> Iterator[NodePlan]:
-        """The nodes of a subgraph."""
-        local = {t.name: (tuple(t.dims), element_type(t)) for t in graph.initializer}
-        where = f"inside {graph.name!r}, a body of a control-flow node; bodies are not mapped"
-        yield from self.inner(graph.node, local, f"{owner}/{graph.name}", where, outer=True)
-
     def function(self, function: FunctionProto) -> Iterator[NodePlan]:
-        """The nodes of a local function."""
-        where = f"inside the local function {function.name!r}; functions are not mapped"
-        yield from self.inner(function.node, {}, function.name, where, outer=False)
+        """The nodes of a local function, which cannot be edited."""
+        where = f"inside the local function {function.name!r}; map-crossbar inlines those with weights to map"
+        return self.inner(function.node, {}, function.name, where)
 
     def inner(
         self,
@@ -350,26 +346,22 @@ class _Planner:
         local: dict[str, tuple[tuple[int, ...], np.dtype]],
         owner: str,
         where: str,
-        *,
-        outer: bool,
     ) -> Iterator[NodePlan]:
         for node in nodes:
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.HasField("t"):
                     local[node.output[0]] = tuple(attribute.t.dims), element_type(attribute.t)
-            constants = {}
-            for name in filter(None, node.input):
-                if name in local and _counts(local[name][1], local[name][0]):
-                    constants[f"{owner}/{name}"] = prod(local[name][0])
-                elif name not in local and outer and name in self.tensors:
-                    weight = self.resolve(self.tensors[name])
-                    if weight is not None and _counts(weight.dtype, weight.shape):
-                        constants[weight.key] = prod(weight.root_shape)
+            constants = {
+                f"{owner}/{name}": prod(local[name][0])
+                for name in node.input
+                if name in local and _counts(local[name][1], local[name][0])
+            }
             name = f"{owner}/{node.name or next(iter(node.output), node.op_type)}"
             macs = None if node.op_type in work.PRODUCTS else 0
             yield NodePlan(name, node.op_type, "digital", where, constants=constants, macs=macs)
             for graph in subgraphs(node):
-                yield from self.body(graph, name)
+                stored = {t.name: (tuple(t.dims), element_type(t)) for t in graph.initializer}
+                yield from self.inner(graph.node, local | stored, f"{name}/{graph.name}", where)
 
 
 _Rule = Callable[[_Planner, gs.Node], Product | str]

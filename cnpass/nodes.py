@@ -1,8 +1,12 @@
-"""Nodes of a document: gs.Nodes tied to the NodeProtos they came from, metadata and labels included."""
+"""Nodes of a document: gs.Nodes tied to the NodeProtos they came from, metadata and labels included.
+
+The bodies of If, Loop and Scan hang on their node as `Body`, with nodes of their own to edit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto, helper
 
 from cnpass.constants import StoredConstant, constant_proto
+from cnpass.errors import ModelError
 from cnpass.operators import check
 from cnpass.runtime.ops import META_NAME
 
@@ -32,7 +37,6 @@ class _Source:
 
     proto: NodeProto
     attributes: Mapping[str, Any]
-    captured: frozenset[str]
     unique: bool = True
 
 
@@ -48,8 +52,15 @@ def label(node: gs.Node) -> str:
         return given
     source = _source(node)
     if node.name and (source is None or source.unique):
-        return str(node.name)
-    return next((str(t.name) for t in node.outputs if t.name), str(node.name or node.op))
+        name = str(node.name)
+    else:
+        name = next((str(t.name) for t in node.outputs if t.name), str(node.name or node.op))
+    return f"{scope(node)}/{name}" if scope(node) else name
+
+
+def scope(node: gs.Node) -> str:
+    """Label of the body that a node is in; empty in the main graph."""
+    return node.__dict__.get("scope", "")  # type: ignore[no-any-return] # graphsurgeon has no types
 
 
 def _source(node: gs.Node) -> _Source | None:
@@ -116,16 +127,186 @@ def tied_node(
     node.source = _Source(
         proto,
         {name: list(value) if isinstance(value, list) else value for name, value in attributes.items()},
-        frozenset[str]().union(*(_captured(graph) for graph in subgraphs(proto))),
         unique,
     )
     return node
 
 
+def bodies(node: gs.Node) -> tuple[Body, ...]:
+    """The bodies of a node, in the order of its attributes."""
+    return node.__dict__.get("bodies", ())  # type: ignore[no-any-return] # graphsurgeon has no types
+
+
+def all_nodes(nodes: Iterable[gs.Node]) -> Iterator[gs.Node]:
+    """Nodes, each followed by those in its bodies."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from all_nodes(body.nodes)
+
+
+def captured_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
+    """Tensors from around a node that its bodies read; a tensor may come more than once."""
+    for body in bodies(node):
+        local = set(map(id, body.local()))
+        inner = (t for each in body.nodes for t in (*each.inputs, *captured_tensors(each)))
+        yield from (t for t in (*inner, *body.outputs) if t.name and id(t) not in local)
+
+
 def captured(node: gs.Node) -> frozenset[str]:
-    """Names of outer tensors that the subgraphs of a node read."""
-    source = _source(node)
-    return source.captured if source else frozenset()
+    """Names of tensors from around a node that its bodies read."""
+    return frozenset(tensor.name for tensor in captured_tensors(node))
+
+
+def key(tensor: gs.Tensor) -> str:
+    """A name of a tensor that no other has: bodies side by side may use one name for different tensors."""
+    return str(tensor.__dict__.get("key", tensor.name))
+
+
+def local_keys(body: GraphProto, taken: set[str]) -> dict[str, str]:
+    """The keys of what a body defines, by name: the name, or `name@1`, `name@2`, ... if it is taken.
+
+    Args:
+        body: one body; bodies are asked for from the start of the model to its end, outer before inner ones.
+        taken: keys so far, at first the names in the main graph; added to.
+    """
+    keys = {}
+    for name in dict.fromkeys(defined(body)):
+        free, count = name, 0
+        while free in taken:
+            count += 1
+            free = f"{name}@{count}"
+        taken.add(free)
+        keys[name] = free
+    return keys
+
+
+def defined(graph: GraphProto) -> Iterator[str]:
+    """Names that a graph defines, without those in its subgraphs; some come more than once."""
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+class Body:
+    """A subgraph of If, Loop or Scan, open for editing.
+
+    Attributes:
+        proto: the source, never changed.
+        label: label of its node, and its own name.
+        nodes: to edit; a node may read tensors of the graphs around it.
+        outputs: what it gives back.
+        tensors: those that it defined when it was read, by name.
+    """
+
+    def __init__(
+        self,
+        proto: GraphProto,
+        label: str,
+        outer: Callable[[str], gs.Tensor],
+        folder: Path,
+        taken: set[str],
+    ) -> None:
+        """Read a subgraph.
+
+        Args:
+            proto: the subgraph.
+            label: label of its node, and its own name.
+            outer: gives the tensor of a name in the graphs around it.
+            folder: where external data are looked for.
+            taken: keys of tensors so far; added to.
+
+        Raises:
+            ModelError: a node is not valid, or two initializers have one name.
+        """
+        self.proto = proto
+        self.label = label
+        self.tensors: dict[str, gs.Tensor] = {}
+        for stored in (*proto.initializer, *proto.sparse_initializer):
+            name = stored.name if isinstance(stored, TensorProto) else stored.values.name
+            if not name or name in self.tensors:
+                raise ModelError(f"two initializers of {self.label!r} are named {name!r}, or one has no name")
+            self.tensors[name] = StoredConstant(name, stored, folder)
+        self._constants = tuple(self.tensors.values())
+        given = {value.name for value in proto.input}
+        for name in defined(proto):
+            if name in given or name not in self.tensors:  # what is passed in overrides an initializer
+                self.tensors[name] = gs.Variable(name)
+        for name, own in local_keys(proto, taken).items():
+            self.tensors[name].key = own
+
+        def find(name: str) -> gs.Tensor:
+            if not name:
+                return gs.Variable.empty()
+            return self.tensors[name] if name in self.tensors else outer(name)
+
+        self.nodes = read_nodes(proto.node, find, folder, taken, self.label)
+        self._sources = tuple(map(id, self.nodes))
+        self.outputs = tuple(find(value.name) for value in proto.output)
+
+    def local(self) -> Iterator[gs.Tensor]:
+        """Tensors that the body defines now."""
+        yield from self.tensors.values()
+        yield from (tensor for node in self.nodes for tensor in node.outputs)
+
+    def to_proto(self) -> GraphProto:
+        """The subgraph as it is now: the source itself where nothing changed."""
+        nodes = [node_proto(node) for node in self.nodes]
+        constants = [constant_proto(constant) for constant in self._constants]
+        stored = [constant.stored.tensor for constant in self._constants]
+        same = tuple(map(id, self.nodes)) == self._sources and all(
+            made is source_proto(node) for made, node in zip(nodes, self.nodes, strict=True)
+        )
+        if same and all(new is old for new, old in zip(constants, stored, strict=True)):
+            return self.proto
+        changed = GraphProto()
+        changed.CopyFrom(self.proto)
+        for name in ("node", "initializer", "sparse_initializer"):
+            changed.ClearField(name)
+        changed.node.extend(nodes)
+        for constant in constants:
+            dense = isinstance(constant, TensorProto)
+            (changed.initializer if dense else changed.sparse_initializer).append(constant)
+        return changed
+
+
+def read_nodes(
+    protos: Sequence[NodeProto],
+    find: Callable[[str], gs.Tensor],
+    folder: Path,
+    taken: set[str],
+    scope: str = "",
+) -> list[gs.Node]:
+    """The nodes of a graph with their bodies.
+
+    Args:
+        protos: the nodes.
+        find: gives the tensor of a name.
+        folder: where external data are looked for.
+        taken: keys of tensors so far; added to.
+        scope: label of the body that they are in.
+
+    Raises:
+        ModelError: a node or body is not valid.
+    """
+    counts = Counter(proto.name for proto in protos)
+    nodes = []
+    for proto in protos:
+        inputs, outputs = (list(map(find, names)) for names in (proto.input, proto.output))
+        node = tied_node(proto, inputs, outputs, folder, unique=counts[proto.name] == 1)
+        if scope:
+            node.scope = scope
+        graphs = list(subgraphs(proto))
+        if graphs:
+            names = [graph.name for graph in graphs]
+            if "" in names or len(set(names)) < len(names):
+                names = [f"{name}{place}" for place, name in enumerate(names)]
+            labels = [f"{label(node)}/{name}" for name in names]
+            pairs = zip(graphs, labels, strict=True)
+            node.bodies = tuple(Body(graph, name, find, folder, taken) for graph, name in pairs)
+        nodes.append(node)
+    return nodes
 
 
 def source_proto(node: gs.Node) -> NodeProto | None:
@@ -140,18 +321,6 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
-
-
-def _captured(graph: GraphProto) -> set[str]:
-    """Names that a subgraph reads from the graphs around it."""
-    local = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    local |= {sparse.values.name for sparse in graph.sparse_initializer}
-    local |= {name for node in graph.node for name in node.output}
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for node in graph.node:
-        for inner in subgraphs(node):
-            read |= _captured(inner)
-    return read - local - {""}
 
 
 def mapping(entries: Iterable[StringStringEntryProto]) -> dict[str, str]:
@@ -180,7 +349,7 @@ def node_proto(node: gs.Node) -> NodeProto:
     else:
         old, before = NodeProto(op_type=node.op, domain=node.domain or ""), {}
     inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
-    attributes = list(_attribute_protos(node.attrs, before, old))
+    attributes = list(_attribute_protos(node.attrs, before, old, bodies(node)))
     metadata = node_metadata(node)
     same_tensors = list(old.input) == inputs and list(old.output) == outputs
     same_attributes = attributes == list(old.attribute)
@@ -203,12 +372,13 @@ def node_proto(node: gs.Node) -> NodeProto:
 
 
 def _attribute_protos(
-    wanted: Mapping[str, Any], before: Mapping[str, Any], old: NodeProto
+    wanted: Mapping[str, Any], before: Mapping[str, Any], old: NodeProto, inner: Iterable[Body]
 ) -> Iterator[AttributeProto]:
     """The attributes of a node; the source's own protos for those that did not change."""
+    graphs = iter(inner)
     for attribute in old.attribute:
         if attribute.name not in before:
-            yield attribute
+            yield _with_graphs(attribute, graphs)
         elif attribute.name in wanted:
             value = wanted[attribute.name]
             yield (
@@ -219,6 +389,22 @@ def _attribute_protos(
     for name, value in wanted.items():
         if name not in before:
             yield _attribute_proto(name, value)
+
+
+def _with_graphs(attribute: AttributeProto, graphs: Iterator[Body]) -> AttributeProto:
+    """An attribute with its subgraphs as they are now, from `graphs`; the source's own if none changed."""
+    single = attribute.HasField("g")
+    own = [next(graphs) for _ in range(single + len(attribute.graphs))]
+    news = [body.to_proto() for body in own]
+    if all(new is body.proto for new, body in zip(news, own, strict=True)):
+        return attribute
+    changed = AttributeProto()
+    changed.CopyFrom(attribute)
+    if single:
+        changed.g.CopyFrom(news[0])
+    del changed.graphs[:]
+    changed.graphs.extend(news[single:])
+    return changed
 
 
 def _unchanged(value: Any, before: Any) -> bool:

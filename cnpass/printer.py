@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.constants import StoredConstant
 from cnpass.document import Document
-from cnpass.nodes import node_metadata
+from cnpass.nodes import bodies, node_metadata
 from cnpass.runtime.ops import META_SOURCE
 
 _LONGEST = 8
@@ -34,7 +34,7 @@ def _lines(document: Document) -> Iterator[str]:
         open_ = ", can be overridden" if tensor.name in document.overridable else ""
         yield f"constant {_typed(tensor)}{open_}"
     for node in document.graph.nodes:
-        yield _node(node)
+        yield from _with_bodies(node)
     for tensor in document.graph.outputs:
         yield f"output {_typed(tensor)}"
 
@@ -43,6 +43,14 @@ def _typed(tensor: gs.Tensor) -> str:
     shape = "?" if tensor.shape is None else ", ".join("?" if d is None else str(d) for d in tensor.shape)
     kind = "?" if tensor.dtype is None else np.dtype(tensor.dtype).name
     return f"%{tensor.name}: {kind}[{shape}]"
+
+
+def _with_bodies(node: gs.Node, indent: str = "") -> Iterator[str]:
+    yield f"{indent}{_node(node)}"
+    for body in bodies(node):
+        yield f"{indent}  body {body.label}"
+        for inner in body.nodes:
+            yield from _with_bodies(inner, f"{indent}    ")
 
 
 def _node(node: gs.Node) -> str:

@@ -8,13 +8,14 @@ from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
 from onnx.shape_inference import InferenceError
 
 from cnpass import shape_arithmetic
 from cnpass.constants import Stored, constant_values, tensor_proto
 from cnpass.document import Document
 from cnpass.errors import ModelError
+from cnpass.nodes import subgraphs
 from cnpass.runtime import ops
 
 _SMALL = 1024
@@ -75,11 +76,12 @@ def infer(document: Document) -> Shapes:
         try:
             model = shape_inference.infer_shapes(model, data_prop=True)
         except (InferenceError, RuntimeError, ValueError):
+            known = _known(model) | known
             break
         known |= _known(model)
         if not shape_arithmetic.fold(model, known, document.opset):
             break
-    return Shapes(_known(model) | known, _batch(ends))
+    return Shapes(known, _batch(ends))
 
 
 def _known(model: ModelProto) -> dict[str, Shape]:
@@ -113,10 +115,19 @@ def _batch(values: list[ValueInfoProto]) -> int:
 def _skeleton(document: Document) -> ModelProto:
     """The model with analog nodes as their plain forms and without the bytes of its weights."""
     model = document.to_proto(export=_stub)
-    nodes = [plain for node in model.graph.node for plain in _plain(node)]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
+    if ops.DOMAIN in document.opsets:
+        _make_plain(model.graph)
     return model
+
+
+def _make_plain(graph: GraphProto) -> None:
+    """Replace analog nodes, those in bodies included."""
+    nodes = [plain for node in graph.node for plain in _plain(node)]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    for node in graph.node:
+        for body in subgraphs(node):
+            _make_plain(body)
 
 
 def _stub(constant: gs.Constant) -> Stored:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
 from cnpass.constants import StoredConstant, constant_values
-from cnpass.nodes import node_proto
+from cnpass.nodes import key, node_proto
 
 Kind = Literal["initializer", "constant", "converted"]
 
@@ -40,8 +40,8 @@ class Weight:
     """A constant operand and where it comes from.
 
     Attributes:
-        key: name of what can be trained: the initializer, the output of the Constant node, or, for integers
-            that a model converts, the first floating-point tensor made of them.
+        key: `cnpass.nodes.key` of what can be trained: the initializer, the output of the Constant node, or,
+            for integers that a model converts, the first floating-point tensor made of them.
         kind: "initializer", "constant" (a node writes it) or "converted" (from stored integers).
         root: tensor of that name.
         root_shape: its shape.
@@ -144,7 +144,7 @@ def resolve(tensor: gs.Tensor) -> Weight | None:
     if perm == tuple(range(len(trace.shape))):
         perm = None
     return Weight(
-        str(trace.root.name),
+        key(trace.root),
         trace.kind,
         trace.root,
         trace.root_shape,

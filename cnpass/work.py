@@ -6,6 +6,7 @@ from math import prod
 
 import onnx_graphsurgeon as gs
 
+from cnpass.nodes import key
 from cnpass.shapes import Shape, Shapes
 
 _CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1, "DeformConv": 1}
@@ -22,13 +23,13 @@ def macs(node: gs.Node, shapes: Shapes) -> int | None:
         return None
     if node.op not in PRODUCTS:
         return 0
-    inputs = [shapes.known.get(tensor.name) for tensor in node.inputs]
+    inputs = [shapes.known.get(key(tensor)) for tensor in node.inputs]
     if len(inputs) < (1 if node.op == "Einsum" else 2) or not node.outputs:
         return None
     if node.op in _CONVOLUTIONS:
         return _convolution(node, inputs, shapes)
     if node.op in _MATRICES:
-        size = shapes.size(node.outputs[0].name)
+        size = shapes.size(key(node.outputs[0]))
         shape = inputs[0]
         if size is None or not shape:
             return None
@@ -36,6 +37,8 @@ def macs(node: gs.Node, shapes: Shapes) -> int | None:
         return None if inner is None else size * inner
     if node.op in _RECURRENT:
         return _recurrent(inputs, shapes.batch)
+    if node.op == "Attention":
+        return _attention(node, inputs, shapes.batch)
     if node.op == "Einsum":
         return _einsum(node.attrs.get("equation", ""), inputs, shapes.batch)
     return None
@@ -46,7 +49,7 @@ def _convolution(node: gs.Node, inputs: list[Shape | None], shapes: Shapes) -> i
     kernel = inputs[place] if place < len(inputs) else None
     # A transposed convolution spreads every input, the others gather for every output.
     gathered = node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]
-    size = shapes.size(gathered.name)
+    size = shapes.size(key(gathered))
     if kernel is None or size is None:
         return None
     per_element = [dim for dim in kernel[1:] if dim is not None]
@@ -60,6 +63,26 @@ def _recurrent(inputs: list[Shape | None], batch: int) -> int | None:
         return None
     steps = prod(known[0][:2])
     return steps // batch * (prod(known[1]) + prod(known[2]))
+
+
+def _attention(node: gs.Node, inputs: list[Shape | None], batch: int) -> int | None:
+    """Every query meets every key, those of a cache included, once in each of the two products."""
+    query, key, value = (*inputs, None)[:3]
+    past = inputs[4] if len(inputs) > 4 and node.inputs[4].name else (0,) * 4
+    known = [
+        [dim for dim in shape if dim is not None] if shape else [] for shape in (query, key, value, past)
+    ]
+    q, k, v, p = known
+    if not len(q) == len(k) == len(v) or len(q) not in (3, 4) or len(p) != 4:
+        return None
+    if len(q) == 4:
+        heads, size, value_size = q[1], q[3], v[3]
+    else:
+        heads, key_heads = (node.attrs.get(name, 0) for name in ("q_num_heads", "kv_num_heads"))
+        if heads < 1 or key_heads < 1:
+            return None
+        size, value_size = q[2] // heads, v[2] // key_heads
+    return q[0] * heads * q[-2] * (k[-2] + p[2]) * (size + value_size) // batch
 
 
 def _einsum(equation: str, inputs: list[Shape | None], batch: int) -> int | None:

@@ -20,10 +20,10 @@ OVERRIDABLE_IR = 4
 
 
 def analog_nodes(document: Document) -> Iterator[gs.Node]:
-    """The analog nodes of the main graph; no pass writes them elsewhere."""
+    """The analog nodes of the main graph and of bodies."""
     return (
         node
-        for node in document.graph.nodes
+        for node in document.all_nodes()
         if node.domain == ops.DOMAIN and node.op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL)
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import defaultdict
+from collections import ChainMap, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from typing import ClassVar
 
@@ -14,8 +15,9 @@ from onnx import NodeProto
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from cnpass.collector import paused_collection
 from cnpass.document import Document
-from cnpass.nodes import label, node_metadata, tied_node
+from cnpass.nodes import bodies, label, node_metadata, scope, tied_node
 from cnpass.passes import analog
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -51,15 +53,16 @@ class LowerAnalog(Pass):
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
-        lowering = _Lowering(document)
         nodes = list(analog.analog_nodes(document))
         exact = 0
-        for node in nodes:
-            lowered, is_source = lowering.lower(node)
-            exact += is_source
-            if self.mark:
-                node_metadata(lowered)[ops.META_ROLE] = ops.ROLE_ANALOG
-        lowering.finish()
+        with paused_collection():
+            lowering = _Lowering(document)
+            for node in nodes:
+                lowered, is_source = lowering.lower(node)
+                exact += is_source
+                if self.mark:
+                    node_metadata(lowered)[ops.META_ROLE] = ops.ROLE_ANALOG
+            lowering.finish()
         _unmark(document)
         note = f"{exact} of {len(nodes)} analog nodes came back as their source nodes"
         return PassResult(modified=True, notes=(note,))
@@ -98,8 +101,12 @@ class _Lowering:
         self.replaced: dict[int, list[gs.Node]] = {}
         self.parts: dict[str, list[gs.Node]] = defaultdict(list)
         self.busy = {id(tensor) for tensor in document.graph.outputs}
+        self.busy |= {id(t) for node in document.all_nodes() for body in bodies(node) for t in body.outputs}
         self.tensors = document.tensors()
-        for node in document.graph.nodes:
+        self.inner: dict[str, dict[str, gs.Tensor]] = {}
+        for node in document.all_nodes():
+            for body in bodies(node):
+                self.inner[body.label] = self.inner.get(scope(node), {}) | {t.name: t for t in body.local()}
             if analog.is_digital_part(node) and not _makes_weight(node):
                 self.parts[label(node)].append(node)
         self.busy |= {id(self.tensors[name]) for name in document.captured if name in self.tensors}
@@ -111,8 +118,8 @@ class _Lowering:
         perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(2 + len(node.attrs.get("kernel_shape", ())))))
         if group is None:
             return self.plain(node, perm), False
-        operand, turned = self.operand(group.source)
-        original = self.tensors.get(group.source.input[operand])
+        operand, turned = self.operand(group.source, node)
+        original = self.visible(node).get(group.source.input[operand])
         found = resolve(original) if original is not None else None
         before: list[gs.Node] = []
         if original is None or found is None or found.stored is not weight:
@@ -125,17 +132,22 @@ class _Lowering:
         for part in group.parts:
             analog.detach(part)
             self.replaced[id(part)] = []
-        unique = group.source.name == label(node)
+        unique = label(node).endswith(group.source.name)
         analog.detach(node)
         restored = tied_node(group.source, inputs, [group.y], self.document.base_dir, unique=unique)
+        restored.scope = scope(node)
         self.replaced[id(node)] = [*before, restored]
         return restored, True
 
-    def operand(self, source: NodeProto) -> tuple[int, bool]:
+    def visible(self, node: gs.Node) -> Mapping[str, gs.Tensor]:
+        """The tensors that a node can read, by name."""
+        return ChainMap(self.inner.get(scope(node), {}), self.tensors)
+
+    def operand(self, source: NodeProto, node: gs.Node) -> tuple[int, bool]:
         """Which input of the source node is the weight, and whether the op takes it transposed."""
         if source.op_type == "Conv":
             return 1, False
-        first = self.tensors.get(source.input[0])
+        first = self.visible(node).get(source.input[0])
         operand = 0 if first is not None and resolve(first) is not None else 1
         flags = {attribute.name: attribute.i for attribute in source.attribute}
         return operand, bool(flags.get("transB" if operand else "transA", 0)) != (operand == 0)
@@ -204,15 +216,16 @@ class _Lowering:
 
     def finish(self) -> None:
         """Put the new nodes in the place of the old, and drop Casts of weights that nobody reads any more."""
-        nodes = []
-        for node in self.document.graph.nodes:
-            if id(node) in self.replaced:
-                nodes.extend(self.replaced[id(node)])
-            elif analog.is_digital_part(node) and _makes_weight(node) and not node.outputs[0].outputs:
-                analog.detach(node)
-            else:
-                nodes.append(node)
-        self.document.graph.nodes[:] = nodes
+        for nodes in list(self.document.node_lists()):
+            kept = []
+            for node in nodes:
+                if id(node) in self.replaced:
+                    kept.extend(self.replaced[id(node)])
+                elif analog.is_digital_part(node) and _makes_weight(node) and not node.outputs[0].outputs:
+                    analog.detach(node)
+                else:
+                    kept.append(node)
+            nodes[:] = kept
 
 
 def _makes_weight(node: gs.Node) -> bool:
@@ -231,11 +244,11 @@ def _unmark(document: Document) -> None:
     """Take out what says that the model is mapped."""
     analog.drop_bodies(document)
     chip = document.metadata.get(ops.META_CHIP_INPUT, "")
-    if not any(tensor.name == chip for node in document.graph.nodes for tensor in node.inputs):
+    if not any(tensor.name == chip for node in document.all_nodes() for tensor in node.inputs):
         document.overridable[:] = [name for name in document.overridable if name != chip]
         document.graph.inputs[:] = [tensor for tensor in document.graph.inputs if tensor.name != chip]
     for key in [key for key in document.metadata if key.startswith("cnpass.")]:
         del document.metadata[key]
-    domains = {node.domain for node in document.graph.nodes} | {f.domain for f in document.functions}
+    domains = {node.domain for node in document.all_nodes()} | {f.domain for f in document.functions}
     if ops.DOMAIN not in domains:
         document.opsets.pop(ops.DOMAIN, None)

@@ -12,9 +12,11 @@ from onnx import TensorProto
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from cnpass.collector import paused_collection
 from cnpass.document import Document
+from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan
-from cnpass.nodes import label, node_metadata, node_proto
+from cnpass.nodes import key, label, node_metadata, node_proto, scope
 from cnpass.passes import analog
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -43,8 +45,9 @@ class MapCrossbar(DevicePass):
     Every such node becomes AnalogConv or AnalogMatMul, with digital nodes around it for what the op has not:
     Casts for types other than float32, Transposes, Gemm's alpha, beta and C. Weights stay where and as they
     are stored; a Transpose between weight and node moves into `weight_perm`, and the Transpose node, which
-    then may have no reader, stays in the file. On a model that is mapped already, the pass sets device and
-    seed anew and maps what is left.
+    then may have no reader, stays in the file. Nodes in bodies of If, Loop and Scan are mapped where they
+    stand; local functions that hold products with weights of the model are inlined first. On a model that is
+    mapped already, the pass sets device and seed anew and maps what is left.
     """
 
     name: ClassVar[str] = "map-crossbar"
@@ -66,10 +69,12 @@ class MapCrossbar(DevicePass):
                 f"no analog node can name device {self.device.name!r} of another package; put its nodes in "
                 "front of nodes with device programmed (cnpass.runtime.program_node)",
             )
+        inlined = inline_products(document)
         found = plan(document)
         if not found.analog:
             raise PassPreconditionError(self.name, f"no node can run on a crossbar: {found.why_none()}")
-        notes, modified = [], False
+        notes = [f"{inlined} local functions are inlined"] if inlined else []
+        modified = inlined > 0
         if self.portable == "always" and analog.why_no_bodies(document):
             notes.append(convert(document, self.name))
             found = plan(document)
@@ -78,11 +83,10 @@ class MapCrossbar(DevicePass):
         self._retarget(document)
         waiting = {id(n.node): n for n in found.analog if n.node is not None and n.node.domain != ops.DOMAIN}
         writer = _Writer(document, self, found.shapes)
-        nodes: list[gs.Node] = []
-        for node in document.graph.nodes:
-            entry = waiting.get(id(node))
-            nodes.extend(writer.rewrite(node, entry) if entry else [node])
-        document.graph.nodes[:] = nodes
+        with paused_collection():
+            for nodes in list(document.node_lists()):
+                entries = [(node, waiting.get(id(node))) for node in nodes]
+                nodes[:] = [new for node, entry in entries for new in writer.rewrite(node, entry)]
         _level(document)
         self._check_columns(document)
         document.opsets[ops.DOMAIN] = ops.VERSION
@@ -143,13 +147,16 @@ class _Writer:
         self.document = document
         self.step = step
         self.shapes = shapes
+        self.device = step.device_attributes()
         self.chip = _chip(document)
-        self.casts: dict[int, gs.Tensor] = {}
-        self.names = {node.name for node in document.graph.nodes}
+        self.casts: dict[tuple[int, str], gs.Tensor] = {}
+        self.names = {node.name for node in document.all_nodes()}
         self.nodes: list[gs.Node] = []
 
-    def rewrite(self, node: gs.Node, entry: NodePlan) -> list[gs.Node]:
-        """The nodes for one source node, which is taken off its tensors."""
+    def rewrite(self, node: gs.Node, entry: NodePlan | None) -> list[gs.Node]:
+        """The nodes for one source node, which is taken off its tensors; without an entry the node itself."""
+        if entry is None:
+            return [node]
         product = entry.product
         assert product is not None  # noqa: S101 (the planner gives one to every node that is not analog yet)
         self.nodes, self.source, self.entry = [], node, entry
@@ -178,7 +185,7 @@ class _Writer:
         """Gemm or MatMul: Transpose, AnalogMatMul, Transpose, Mul by alpha, Add of beta C, where needed."""
         gemm = proto.op_type == "Gemm"
         attributes = self.source.attrs
-        rank = 2 if gemm else self.shapes.rank(inputs[1 - product.operand].name)
+        rank = 2 if gemm else self.shapes.rank(key(inputs[1 - product.operand]))
         left = product.operand == 0
         # The op takes [..., K]: a right operand [K, N] goes in, and comes out, the other way round.
         if left:
@@ -205,10 +212,11 @@ class _Writer:
         self, proto: Any, op: str, inputs: list[gs.Tensor], attributes: dict[str, Any], product: Product
     ) -> gs.Tensor:
         """The analog node itself."""
-        attributes = {**attributes, **self.step.device_attributes(), "stream": self.entry.stream}
+        attributes = {**attributes, **self.device, "stream": self.entry.stream}
         if product.perm is not None:
             attributes[ops.WEIGHT_PERM] = list(product.perm)
         node = gs.Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
+        node.scope = scope(self.source)
         node_metadata(node).update(node_metadata(self.source))
         analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_ANALOG)
         stored = base64.b64encode(proto.SerializeToString(deterministic=True)).decode()
@@ -217,16 +225,17 @@ class _Writer:
         return node.outputs[0]
 
     def weight(self, product: Product) -> gs.Tensor:
-        """The stored weight, in float32; one Cast serves all nodes that share it."""
+        """The stored weight, in float32; one Cast serves all nodes of a graph or body that share it."""
         stored = product.weight.stored
         if self.single:
             return stored
-        if id(stored) not in self.casts:
+        place = id(stored), scope(self.source)
+        if place not in self.casts:
             cast = gs.Variable(self.document.fresh(f"{stored.name}.float32"))
             node = gs.Node("Cast", "", {"to": self.type(np.float32)}, [stored], [cast])
             self.nodes.append(analog.mark(node, self.step.name, product.weight.key, "Cast", ops.ROLE_DIGITAL))
-            self.casts[id(stored)] = cast
-        return self.casts[id(stored)]
+            self.casts[place] = cast
+        return self.casts[place]
 
     def to_single(self, tensor: gs.Tensor) -> gs.Tensor:
         return tensor if self.single else self.digital("Cast", [tensor], "float32", to=self.type(np.float32))

@@ -23,7 +23,8 @@ class InputSpec:
     """A model input that needs data: not one that an initializer gives a default.
 
     Attributes:
-        shape: sizes, batch first, None where not fixed; None as a whole where the model gives no shape.
+        shape: sizes, batch first, None where not fixed; None as a whole where the model gives no shape. Of a
+            scalar, which holds for a whole run, it is empty; its data are one number per sample.
     """
 
     name: str
@@ -40,7 +41,7 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     """The inputs that need data, in the model's order.
 
     Raises:
-        ModelError: there is none, or one is no tensor of numbers or has no batch dimension.
+        ModelError: there is none, or one is no tensor of numbers.
     """
     specs = [_spec(value) for value in data_inputs(proto)]
     if not specs:
@@ -63,8 +64,6 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(_size(dim) for dim in tensor.shape.dim)
-        if not shape:
-            raise ModelError(f"input '{value.name}' is a scalar; every input needs a batch dimension first")
     return InputSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from cnpass.errors import ModelError
+from cnpass.nodes import defined, local_keys, subgraphs
 from cnpass.training.rules import Kernel, Node, Rule, UnsupportedNodeError, find_rule
 from cnpass.training.rules.dtypes import FLOAT_TYPES, TORCH_TYPES, from_proto
 
@@ -351,7 +352,7 @@ class Lifted(nn.Module):
             ModelError: Some operators have no rule; all of them are listed.
         """
         super().__init__()
-        model = _inlined(model)
+        model = _with_keys(_inlined(model))
         compiler, graph = _compile(model)
         if compiler.problems:
             raise ModelError(f"no PyTorch rule for: {', '.join(sorted(compiler.problems))}")
@@ -365,6 +366,11 @@ class Lifted(nn.Module):
         )
         self._input_types = {
             i.name: TORCH_TYPES.get(i.type.tensor_type.elem_type, torch.float32) for i in model.graph.input
+        }
+        self._scalars = {
+            i.name
+            for i in model.graph.input
+            if i.type.tensor_type.HasField("shape") and not i.type.tensor_type.shape.dim
         }
         live = [s for s in graph.steps if all(not i or i in compiler.values for i in s.inputs)]
         operands = {layer.operand for layer in compiler.layers}
@@ -430,7 +436,10 @@ class Lifted(nn.Module):
             raise ValueError(f"the model has {len(self.input_names)} inputs, got {len(inputs)}")
         env = self._environment(weights)
         for name, tensor in zip(self.input_names, inputs, strict=True):
-            env[name] = tensor.to(self._input_types[name])
+            if name in self._scalars and tensor.numel() != 1:
+                raise ModelError(f"input {name!r} is a scalar, so samples cannot be trained on in batches")
+            shaped = tensor.reshape(()) if name in self._scalars else tensor
+            env[name] = shaped.to(self._input_types[name])
         self._run(env)
         outputs = [env[name] for name in self.output_names]
         return tuple(
@@ -451,7 +460,7 @@ class Lifted(nn.Module):
         env = self._environment(weights)
         self._views(env)
         for layer in self.layers:
-            operand = env[layer.operand]
+            operand = env.get(layer.operand)  # one that a body computes is known only while it runs
             if layer.key not in wanted or operand is None:
                 continue
             if layer.op_type in {"Conv", "AnalogConv"}:
@@ -475,6 +484,27 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return inliner.inline_selected_functions(model, ours, exclude=True)
 
 
+def _with_keys(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the tensors of bodies named by their keys, so that no two tensors share a name."""
+    if not any(True for node in model.graph.node for _ in subgraphs(node)):
+        return model
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    _rename(renamed.graph.node, {}, set(defined(model.graph)))
+    return renamed
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str], taken: set[str]) -> None:
+    for node in nodes:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+        for body in subgraphs(node):
+            inner = {**names, **local_keys(body, taken)}
+            for value in (*body.input, *body.output, *body.initializer):
+                value.name = inner.get(value.name, value.name)
+            _rename(body.node, inner, taken)
+
+
 def _compile(model: onnx.ModelProto) -> tuple[_Compiler, _Graph]:
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     compiler = _Compiler(opsets)
@@ -483,7 +513,7 @@ def _compile(model: onnx.ModelProto) -> tuple[_Compiler, _Graph]:
 
 def unsupported(document: Document) -> list[str]:
     """List every operator of ``document`` that has no torch rule, sorted; empty if it can be lifted."""
-    compiler, _ = _compile(_inlined(document.embedded()))
+    compiler, _ = _compile(_with_keys(_inlined(document.embedded())))
     return sorted(compiler.problems)
 
 

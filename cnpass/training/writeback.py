@@ -11,6 +11,7 @@ import torch
 from cnpass.constants import constant_values
 from cnpass.document import Document
 from cnpass.errors import ModelError
+from cnpass.nodes import bodies, key
 from cnpass.weights import resolve
 
 
@@ -30,13 +31,13 @@ def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[
     Raises:
         ModelError: A name is no weight of the document, or the shape differs.
     """
-    tensors = document.tensors()
+    tensors = document.local_tensors() | document.tensors()
     changed = []
-    for key, value in weights.items():
-        if key not in tensors:
-            raise ModelError(f"'{key}' is no weight of the main graph, so it cannot be written back")
-        if _write(document, tensors[key], value.detach().cpu().numpy()):
-            changed.append(key)
+    for name, value in weights.items():
+        if name not in tensors:
+            raise ModelError(f"'{name}' is no weight of the model, so it cannot be written back")
+        if _write(document, tensors[name], value.detach().cpu().numpy()):
+            changed.append(name)
     return changed
 
 
@@ -68,12 +69,21 @@ def _replace(constant: gs.Constant, value: np.ndarray) -> bool:
 
 
 def _detach(document: Document, tensor: gs.Variable, value: np.ndarray) -> None:
-    """Let an initializer take the place of a tensor that a node makes."""
+    """Let an initializer take the place of a tensor that a node makes; it goes if no output needs it."""
     node = tensor.inputs[0]
-    constant = gs.Constant(tensor.name, value)
+    given = (
+        *document.graph.outputs,
+        *(t for n in document.all_nodes() for b in bodies(n) for t in b.outputs),
+    )
+    kept = any(tensor is each for each in given)
+    constant = gs.Constant(document.fresh(tensor.name) if kept else key(tensor), value)
     for reader in list(tensor.outputs):
         for slot, read in enumerate(reader.inputs):
             if read is tensor:
                 reader.inputs[slot] = constant
+    if kept:
+        return
+    node.inputs.clear()
     node.outputs.clear()
-    document.graph.nodes.remove(node)
+    for nodes in document.node_lists():
+        nodes[:] = [each for each in nodes if each is not node]

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cnpass.data import Dataset, RawData, class_count, fit, input_specs, prepare
+from cnpass.data.inputs import random_dataset
 from cnpass.data.splits import shuffled
 from cnpass.errors import DataError, ModelError
 from cnpass.recipe import DataRecipe, Preprocess
@@ -286,13 +287,18 @@ def test_initialised_inputs_need_no_data() -> None:
     ("proto", "said"),
     [
         (model(), "no inputs"),
-        (model(()), "'in0' is a scalar"),
         (model(("N",), dtype=TensorProto.STRING), "'in0' is no tensor of numbers"),
     ],
 )
 def test_models_that_take_no_data(proto: onnx.ModelProto, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         input_specs(proto)
+
+
+def test_a_scalar_input_takes_one_number_per_sample() -> None:
+    specs = input_specs(model(("N", 4), ()))
+    assert [spec.sample for spec in specs] == [(4,), ()]
+    assert random_dataset(specs).test.inputs["in1"].shape == (256,)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_streams_do_not_depend_on_what_a_pass_inserts(build):
     assert before == after == {"b": 0, "a": 1}
 
 
-def test_control_flow_and_functions_are_listed_node_by_node(build):
+def test_bodies_and_functions_are_listed_node_by_node(build):
     inner = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "inner"], ["r"], name="m"),
@@ -196,12 +196,46 @@ def test_control_flow_and_functions_are_listed_node_by_node(build):
     assert [node.label for node in found.nodes] == [
         *("if", "call", "if/other/r3", "if/branch/m", "if/branch/r2", "Mine/q")
     ]
-    assert {node.domain for node in found.nodes} == {"digital"}
+    assert [node.label for node in found.analog] == ["if/other/r3", "if/branch/m"]
+    assert [node.stream for node in found.analog] == [0, 1]
+    assert all("how often its body runs is not known" in node.reason for node in found.analog)
     assert "its body is listed" in found.nodes[0].reason
     assert "local function 'Mine'" in found.nodes[1].reason
+    assert "local function 'Mine'" in found.nodes[5].reason
     assert [node.macs for node in found.nodes] == [0, None, None, None, 0, None]
-    assert found.constants == {"if/branch/inner": 8, "w": 8}
-    assert "not mapped" in found.why_none()
+    assert found.constants == {"inner": 8, "w": 8}
+
+
+def test_weights_of_one_name_in_two_bodies_are_two(build):
+    def branch():
+        return helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["r"])],
+            "same",
+            [],
+            [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight(4, 2), "w")],
+        )
+
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=branch(), else_branch=branch())
+    found = plan(Document.from_proto(build([node], {"flag": np.array(True)})))
+    assert found.streams == {"w": 0, "w@1": 1}
+    assert [node.label for node in found.analog] == ["y/same0/r", "y/same1/r"]
+
+
+def test_what_is_passed_to_a_body_is_no_weight_of_it(build):
+    names = ("i", "c", "s")
+    types = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "s"], ["t"]), helper.make_node("Identity", ["c"], ["c2"])],
+        "body",
+        [helper.make_tensor_value_info(n, t, None) for n, t in zip(names, types, strict=True)],
+        [helper.make_tensor_value_info("c2", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight(4, 4), "s")],
+    )  # fmt: skip
+    node = helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)
+    found = plan(Document.from_proto(build([node], {"n": np.int64(2)})))
+    assert not found.analog
 
 
 @pytest.mark.parametrize(

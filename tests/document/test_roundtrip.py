@@ -130,9 +130,16 @@ def test_reading_what_nothing_writes_is_refused(build):
         document.to_proto()
 
 
-def test_taking_a_captured_tensor_away_is_refused(rich):
+def test_a_body_follows_a_tensor_that_is_renamed(rich):
     document = Document.from_proto(rich)
     document.graph.nodes[0].outputs[0].name = "renamed"
+    bodies = [attribute.g for attribute in document.to_proto().graph.node[1].attribute]
+    assert [list(body.node[0].input) for body in bodies] == [["renamed", "outer"]] * 2
+
+
+def test_taking_a_captured_tensor_away_is_refused(rich):
+    document = Document.from_proto(rich)
+    document.graph.nodes[0].outputs[0] = gs.Variable("another")
     with pytest.raises(ModelError, match="a subgraph reads 'hidden'"):
         document.to_proto()
 

@@ -3,6 +3,7 @@
 from cnpass.training.rules import (
     activations,
     analog,
+    attention,
     control,
     convolution,
     elementwise,
@@ -38,6 +39,7 @@ __all__ = [
     "activations",
     "analog",
     "as_ints",
+    "attention",
     "control",
     "convolution",
     "covered",
