@@ -32,12 +32,14 @@ from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
+from cnpass.passes.analog import analog_nodes
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.lower_analog import LowerAnalog
 from cnpass.progress import Progress
 from cnpass.recipe import SearchRecipe, TrainRecipe
 from cnpass.records import Metric, Record, SplitSizes
 from cnpass.runfolder import RunFolder
+from cnpass.runtime import ops
 from cnpass.runtime.devices import DeviceModel, make_device
 
 R = TypeVar("R", bound=TrainRecipe)
@@ -205,7 +207,8 @@ def carry_out(
     """
     started = time.perf_counter()
     progress = call.progress or Progress()
-    document = unmapped(as_document(call.model))
+    given = as_document(call.model)
+    lost, document = _lost(given), unmapped(given)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
         check_outputs(output, force=call.force)
@@ -241,6 +244,8 @@ def carry_out(
             progress=progress,
             started=started,
         )
+        if lost:
+            setting.warn(lost)
         result = work(setting)
         text = result.to_json() + "\n"
         write_text(folder.path / _RECORD, text)
@@ -269,6 +274,20 @@ def unmapped(document: Document) -> Document:
     plain = document.copy()
     LowerAnalog()(plain)
     return plain
+
+
+def _lost(document: Document) -> str | None:
+    """What a mapped model has beside its device model, which is not what a model is optimised for."""
+    found = {
+        name
+        for node in analog_nodes(document)
+        for name in (ops.COPIES, ops.TILE_ROWS, ops.DAC_BITS, ops.ADC_BITS, ops.READ_NOISE)
+        if node.attrs.get(name, 0) not in {0, 1}
+    }
+    if not found:
+        return None
+    names = ", ".join(sorted(name.replace("_", "-") for name in found))
+    return f"the model's {names} are left out: figures and output are of one device per weight, ideally read"
 
 
 def output_path(document: Document, output: str | Path | None, suffix: str) -> Path:

@@ -13,8 +13,10 @@ import pytest
 from onnx import numpy_helper
 
 import cnpass
+from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.optimization import stages
+from cnpass.passes.pipeline import Pipeline
 from cnpass.records import SCHEMAS, OptimizeRecord
 from cnpass.training.retrain import TrainResult
 
@@ -151,6 +153,18 @@ def test_the_bound_on_overhead_holds(model: Path) -> None:
     record = _optimize(model, max_overhead=0.0, retrain=False)
     assert not record.placement
     assert "no compensation fits the overhead allowed" in record.notes
+
+
+def test_what_a_mapped_model_loses_is_said(model: Path, tmp_path: Path) -> None:
+    document = Document.load(model)
+    Pipeline.parse("map-crossbar{sigma=0.8},replicate-weights{max-copies=3}").run(document)
+    mapped = tmp_path / "mapped.onnx"
+    document.save(mapped)
+    data = str(model.with_suffix(".npz"))
+    record = cnpass.optimize(
+        mapped, data, retrain=False, compensation=False, chips=2, output=tmp_path / "o.onnx"
+    )
+    assert any("copies" in note and "left out" in note for note in record.notes)
 
 
 def test_refusals_come_before_any_work(model: Path, monkeypatch) -> None:
