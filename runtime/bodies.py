@@ -8,8 +8,10 @@ What the pass that writes the nodes has to keep to:
 - opset 18 or newer, where BitwiseXor begins;
 - all nodes of one op type carry `device`, and unless that is "programmed", the device's parameters, `seed`
   and `stream`;
-- `weight_perm`, `copies`, `stuck_low` and `stuck_high` each on all nodes of one op type or on none, because
-  a missing one cannot have a default: where one node needs it, the others get the identity, 1 or 0;
+- `weight_perm`, `copies`, `stuck_low`, `stuck_high` and the attributes of the periphery each on all nodes of
+  one op type or on none, because a missing one cannot have a default: where one node needs it, the others get
+  the identity, 1 or 0;
+- `first_sample` on all nodes of one op type of which one has read noise;
 - Conv's attributes as `ops.explicit_conv_attributes` gives them, and the same number of inputs on all nodes
   of one op type. ONNX Runtime and onnx's inliner drop a reference to an attribute that the node does not
   have, and accept that last inputs are missing; onnx's ReferenceEvaluator does neither. A file with both
@@ -42,6 +44,8 @@ from cnpass.runtime.ops import (
     Purpose,
     column_axis,
 )
+from cnpass.runtime.periphery import PERIPHERY, Periphery
+from cnpass.runtime.periphery_body import PeripheryBody
 from cnpass.runtime.philox import GROUP, LANES, MASK, box_muller, counter_words, key_words, philox4x32
 from cnpass.runtime.tracer import Tracer, Value
 
@@ -53,7 +57,7 @@ _INPUTS = {
     ANALOG_MATMUL: ("X", "W", "chip", "first_sample"),
 }
 _GROUP_BITS = GROUP.bit_length() - 1
-_ALL_OR_NONE = (COPIES, STUCK_HIGH, STUCK_LOW, WEIGHT_PERM)
+_ALL_OR_NONE = (COPIES, STUCK_HIGH, STUCK_LOW, WEIGHT_PERM, *PERIPHERY)
 _CONV_KINDS = {"auto_pad": AttributeProto.STRING, "group": AttributeProto.INT}
 
 
@@ -157,24 +161,72 @@ def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto
     if WEIGHT_PERM in names:
         weight = tracer.op("Transpose", weight, dtype=np.float32)
         tracer.nodes[-1].attribute.append(_reference("perm", WEIGHT_PERM, AttributeProto.INTS))
-    if op_type == ANALOG_CONV:
-        compute = helper.make_node("Conv", ["X", weight.name, "B"], ["Y"], name=op_type)
-        compute.attribute.extend(
-            _reference(name, name, _CONV_KINDS.get(name, AttributeProto.INTS))
-            for name in CONV_ATTRIBUTES
-            if name in names
-        )
+    body = PeripheryBody(tracer, names, _peripheries(op_type, nodes, attributes))
+    x = body.convert(tracer.input("X", np.float32))
+    if op_type == ANALOG_CONV and body.reads:
+        groups = tracer.attribute("group", np.int64) if "group" in names else tracer.constant(1, np.int64)
+        body.conv(weight, groups, lambda parts: _conv(tracer, x, parts, "", names), _bias(tracer, weight))
+    elif op_type == ANALOG_CONV:
+        _conv(tracer, x, weight, "B", names)
+    elif body.reads:
+        body.matmul(x, weight)
     else:
-        compute = helper.make_node("MatMul", ["X", weight.name], ["Y"], name=op_type)
+        tracer.op("MatMul", x, weight, dtype=np.float32)
+    # What came last writes Y, and names the op where ONNX Runtime reports that it failed.
+    tracer.nodes[-1].output[0], tracer.nodes[-1].name = "Y", op_type
     return helper.make_function(
         DOMAIN,
         op_type,
         _INPUTS[op_type][: max(len(node.input) for node in nodes)],
         ["Y"],
-        [*tracer.nodes, compute],
+        tracer.nodes,
         [helper.make_opsetid("", opset)],
         names,
     )
+
+
+def _conv(tracer: Tracer, x: Value, weight: Value, bias: str, names: Collection[str]) -> Value:
+    """Conv with the node's attributes."""
+    y = tracer.op("Conv", x, weight, tracer.input(bias, np.float32), dtype=np.float32)
+    tracer.nodes[-1].attribute.extend(
+        _reference(name, name, _CONV_KINDS.get(name, AttributeProto.INTS))
+        for name in CONV_ATTRIBUTES
+        if name in names
+    )
+    return y
+
+
+def _bias(tracer: Tracer, weight: Value) -> Value:
+    """B as [1, filters, 1], or zeros if the node has none: only such operators as Conv accept its absence."""
+    one = tracer.constant([1], np.int64)
+    shape = tracer.op("Shape", weight, dtype=np.int64)
+    filters = tracer.op("Slice", shape, tracer.constant([0], np.int64), one, dtype=np.int64)
+    point = tracer.op("Concat", filters, one, one, dtype=np.int64, axis=0)
+    zeros = tracer.op("ConstantOfShape", point, dtype=np.float32)
+    x = tracer.constant(np.zeros((1, 1, 1)), np.float32)
+    return tracer.op("Conv", x, zeros, tracer.input("B", np.float32), dtype=np.float32)
+
+
+def _peripheries(op_type: str, nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> list[Periphery]:
+    """The periphery of every node; a range that is not set yet makes the body give NaN."""
+    found = []
+    for node, values in zip(nodes, attributes, strict=True):
+        label = node.name or node.output[0]
+        try:
+            found.append(Periphery.from_attributes(values))
+        except ModelError as error:
+            raise ModelError(f"node {label!r}: {error}") from None
+    if any(periphery.read_noise for periphery in found):
+        place = _INPUTS[op_type].index("first_sample")
+        for node in nodes:
+            missing = [n for n in ("seed", "stream") if n not in {a.name for a in node.attribute}]
+            if missing or len(node.input) <= place or not node.input[place]:
+                what = f"attribute {missing[0]!r}" if missing else "input 'first_sample'"
+                label = node.name or node.output[0]
+                raise ModelError(
+                    f"node {label!r}: a function body with read noise needs {what} on every node"
+                )
+    return found
 
 
 def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> type[DeviceModel] | None:
