@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
@@ -31,6 +32,31 @@ def analog_nodes(document: Document) -> Iterator[gs.Node]:
 def chip(node: gs.Node) -> gs.Tensor:
     """The tensor that selects the chip of an analog node."""
     return node.inputs[3 if node.op == ops.ANALOG_CONV else 2]
+
+
+def first_sample_slot(node: gs.Node) -> int:
+    """The index of the input `first_sample` among those of an analog node; it is the last one, if any."""
+    return 4 if node.op == ops.ANALOG_CONV else 3
+
+
+def selector(document: Document, key: str, name: str) -> gs.Tensor:
+    """A new scalar by which callers select something, such as the chip; the metadata `key` names it.
+
+    An initializer of value 0 that callers may override; in IR versions that know no such thing, an input.
+    """
+    name = document.metadata[key] = document.fresh(name)
+    if document.proto.ir_version >= OVERRIDABLE_IR:
+        document.overridable.append(name)
+        return gs.Constant(name, np.array(0, np.int64))
+    tensor = gs.Variable(name, np.dtype(np.int64), [])
+    document.graph.inputs.append(tensor)
+    return tensor
+
+
+def drop_selector(document: Document, name: str) -> None:
+    """Take such a scalar out of the graph's inputs."""
+    document.overridable[:] = [other for other in document.overridable if other != name]
+    document.graph.inputs[:] = [tensor for tensor in document.graph.inputs if tensor.name != name]
 
 
 def mark(node: gs.Node, step: str, label: str, op_type: str, role: str) -> gs.Node:

@@ -243,10 +243,11 @@ def _uncast(tensor: gs.Tensor) -> gs.Tensor:
 def _unmark(document: Document) -> None:
     """Take out what says that the model is mapped."""
     analog.drop_bodies(document)
-    chip = document.metadata.get(ops.META_CHIP_INPUT, "")
-    if not any(tensor.name == chip for node in document.all_nodes() for tensor in node.inputs):
-        document.overridable[:] = [name for name in document.overridable if name != chip]
-        document.graph.inputs[:] = [tensor for tensor in document.graph.inputs if tensor.name != chip]
+    inputs = [document.metadata.get(key, "") for key in (ops.META_CHIP_INPUT, ops.META_FIRST_SAMPLE_INPUT)]
+    read = {tensor.name for node in document.all_nodes() for tensor in node.inputs}
+    for name in inputs:
+        if name not in read:
+            analog.drop_selector(document, name)
     for key in [key for key in document.metadata if key.startswith("cnpass.")]:
         del document.metadata[key]
     domains = {node.domain for node in document.all_nodes()} | {f.domain for f in document.functions}

@@ -17,7 +17,7 @@ from cnpass.document import Document
 from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan
 from cnpass.nodes import key, label, node_metadata, node_proto, scope
-from cnpass.passes import analog
+from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
     PASS_CONFIG,
     PassError,
@@ -29,10 +29,13 @@ from cnpass.passes.conversion import convert
 from cnpass.passes.device import DevicePass
 from cnpass.runtime import ops
 from cnpass.runtime.devices import SCALE_FLOOR, in_ops
+from cnpass.runtime.periphery import MAX_BITS, PERIPHERY
 from cnpass.shapes import Shapes
 
-_OF_THE_WEIGHT = ("stream", ops.COPIES, ops.WEIGHT_PERM)
+_KEPT = ("stream", ops.COPIES, ops.WEIGHT_PERM, *PERIPHERY)
 """Attributes that a new device model leaves as they are."""
+
+_AS_IT_IS = "0 for none (default: as it is; none on new nodes)"
 
 _STRING_TYPES = 6
 """From this opset on, Cast names its type by number."""
@@ -47,13 +50,29 @@ class MapCrossbar(DevicePass):
     are stored; a Transpose between weight and node moves into `weight_perm`, and the Transpose node, which
     then may have no reader, stays in the file. Nodes in bodies of If, Loop and Scan are mapped where they
     stand; local functions that hold products with weights of the model are inlined first. On a model that is
-    mapped already, the pass sets device and seed anew and maps what is left.
+    mapped already, the pass sets device and seed anew, the periphery where its options say so, and maps what
+    is left. Converters and read noise need ranges, which depend on data: `calibrate-ranges` finds them.
     """
 
     name: ClassVar[str] = "map-crossbar"
 
     seed: int = Field(
         default=0, ge=-(2**63), le=2**64 - 1, description="seed of all chips, 64 bits, signed or not"
+    )
+    tile_rows: int | None = Field(default=None, ge=0, description=f"rows of a crossbar tile, {_AS_IT_IS}")
+    tile_cols: int | None = Field(default=None, ge=0, description=f"columns of a crossbar tile, {_AS_IT_IS}")
+    dac_bits: int | None = Field(
+        default=None, ge=0, le=MAX_BITS, description=f"bits of the converters of inputs, {_AS_IT_IS}"
+    )
+    adc_bits: int | None = Field(
+        default=None, ge=0, le=MAX_BITS, description=f"bits of the converter behind every tile, {_AS_IT_IS}"
+    )
+    read_noise: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=f"deviation of the noise of one reading over the ADC's range, {_AS_IT_IS}",
     )
     portable: Literal["auto", "always", "never"] = Field(
         default="auto",
@@ -91,6 +110,8 @@ class MapCrossbar(DevicePass):
         self._check_columns(document)
         document.opsets[ops.DOMAIN] = ops.VERSION
         document.metadata[ops.META_VERSION] = "1"
+        options = {name: getattr(self, name) for name in PERIPHERY if hasattr(self, name)}
+        notes.extend(periphery.write(document, {k: v for k, v in options.items() if v is not None}))
         if self.portable == "never":
             analog.drop_bodies(document)
         else:
@@ -121,7 +142,7 @@ class MapCrossbar(DevicePass):
             if node.attrs.get("device") != ops.PROGRAMMED:
                 old = dict(node.attrs)
                 first = {name: value for name, value in old.items() if name in ops.CONV_ATTRIBUTES}
-                last = {name: old[name] for name in _OF_THE_WEIGHT if name in old}
+                last = {name: old[name] for name in _KEPT if name in old}
                 node.attrs.clear()
                 node.attrs.update({**first, **self.device_attributes(), **last})
 
@@ -285,19 +306,10 @@ def _swapped(rank: int) -> list[int]:
 
 
 def _chip(document: Document) -> gs.Tensor:
-    """The tensor that selects the chip; made if the model has none.
-
-    An initializer of value 0 that callers may override; in IR versions that know no such thing, an input.
-    """
+    """The tensor that selects the chip; made if the model has none."""
     for node in analog.analog_nodes(document):
         return analog.chip(node)
-    name = document.metadata[ops.META_CHIP_INPUT] = document.fresh(ops.CHIP_INPUT)
-    if document.proto.ir_version >= analog.OVERRIDABLE_IR:
-        document.overridable.append(name)
-        return gs.Constant(name, np.array(0, np.int64))
-    chip = gs.Variable(name, np.dtype(np.int64), [])
-    document.graph.inputs.append(chip)
-    return chip
+    return analog.selector(document, ops.META_CHIP_INPUT, ops.CHIP_INPUT)
 
 
 def _level(document: Document) -> None:

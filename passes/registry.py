@@ -13,6 +13,7 @@ _PASSES = {
     "insert-compensation": ("insert_compensation", "InsertCompensation"),
     "map-crossbar": ("map_crossbar", "MapCrossbar"),
     "replicate-weights": ("replicate_weights", "ReplicateWeights"),
+    "calibrate-ranges": ("calibrate_ranges", "CalibrateRanges"),
     "lower-analog": ("lower_analog", "LowerAnalog"),
     "strip-portable": ("strip_portable", "StripPortable"),
 }
