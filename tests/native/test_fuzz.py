@@ -1,4 +1,4 @@
-"""A slice of the fuzz cases; `fuzz_ops.py` runs as many as one likes, and docs/safety.md says how many it did."""
+"""A slice of the fuzz cases; `fuzz_ops.py` runs as many as one likes; docs/safety.md says how many."""
 
 from __future__ import annotations
 

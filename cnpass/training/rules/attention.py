@@ -55,7 +55,7 @@ def attention(node: Node) -> Kernel:
 
 def _split(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[batch, length, heads * size] as [batch, heads, length, size]."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _allowed(
@@ -114,7 +114,7 @@ def rotary_embedding(node: Node) -> Kernel:
             cos, sin = cos[position.long()], sin[position.long()]
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         turned = y[..., : width or y.shape[-1]]
-        a, b = turned.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else turned.chunk(2, -1)
+        a, b = turned.reshape(*turned.shape[:-1], -1, 2).unbind(-1) if interleaved else turned.chunk(2, -1)
         real, imaginary = cos * a - sin * b, sin * a + cos * b
         made = (
             torch.stack([real, imaginary], -1).flatten(-2)
