@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.data import Split
 from cnpass.document import Document
@@ -51,6 +51,31 @@ def test_against_a_loop_by_hand(build, split: Split) -> None:
         assert run.values(target, chips) == [by_hand(build(), split, chip, 3) for chip in chips]
         assert run.clean == by_hand(build(), split, -1, 3)
         assert (run.metric, run.notes) == ("top1", [])
+
+
+def test_a_scalar_input_belongs_to_each_sample() -> None:
+    random = np.random.default_rng(0)
+    w = random.standard_normal((4, 3)).astype(np.float32)
+    nodes = [helper.make_node("Mul", ["x", "gain"], ["g"]), helper.make_node("MatMul", ["g", "w"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4]),
+            helper.make_tensor_value_info("gain", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    document = Document.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    )
+    x = random.standard_normal((20, 4)).astype(np.float32)
+    gain = random.choice([-1, 1], 20).astype(np.float32)
+    labels = ((x * gain[:, None]) @ w).argmax(1)
+    with MonteCarlo(document, Split({"x": x, "gain": gain}, labels), workers=1) as run:
+        assert run.clean == 1.0
+        assert run.notes == ["samples run one by one: input 'gain' is a scalar, which holds for a whole run"]
 
 
 def test_copies_of_a_mapped_model_stay(build, split: Split) -> None:
