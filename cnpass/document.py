@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from cnpass import external, files
+from cnpass.calls import check_calls
 from cnpass.collector import paused_collection
 from cnpass.constants import Stored, StoredConstant, constant_proto
 from cnpass.errors import ModelError, UsageError
@@ -124,6 +125,7 @@ class Document:
         graph = proto.graph
         if not proto.HasField("graph") or not (graph.node or graph.output):
             raise ModelError("is no ONNX model: it holds no graph")
+        check_calls(proto)
         self.proto = proto
         self.metadata = mapping(proto.metadata_props)
         self.opsets = {entry.domain: entry.version for entry in proto.opset_import}

@@ -372,13 +372,13 @@ def node_proto(node: gs.Node) -> NodeProto:
 
 
 def _attribute_protos(
-    wanted: Mapping[str, Any], before: Mapping[str, Any], old: NodeProto, inner: Iterable[Body]
+    wanted: Mapping[str, Any], before: Mapping[str, Any], old: NodeProto, inner: Sequence[Body]
 ) -> Iterator[AttributeProto]:
     """The attributes of a node; the source's own protos for those that did not change."""
     graphs = iter(inner)
     for attribute in old.attribute:
         if attribute.name not in before:
-            yield _with_graphs(attribute, graphs)
+            yield _with_graphs(attribute, graphs) if inner else attribute
         elif attribute.name in wanted:
             value = wanted[attribute.name]
             yield (

@@ -105,6 +105,34 @@ def test_nodes_that_break_their_definition(build, node, message):
         Document.from_proto(build([node], {"w": np.ones((4, 2), np.float32)}))
 
 
+def calls(build, *functions: list[str]) -> onnx.ModelProto:
+    """A model with functions f0, f1, ..., each of which calls those named; the graph calls the last."""
+    model = build([helper.make_node(f"f{len(functions) - 1}", ["x"], ["y"], domain="local")])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    for place, names in enumerate(functions):
+        tensors = ["p", *(f"t{i}" for i in range(len(names) - 1)), "q"]
+        nodes = [
+            helper.make_node(
+                name, [tensors[i]], [tensors[i + 1]], domain="local" if name[1:].isdigit() else ""
+            )
+            for i, name in enumerate(names)
+        ]
+        model.functions.append(helper.make_function("local", f"f{place}", ["p"], ["q"], nodes, opsets))
+    model.opset_import.append(opsets[1])
+    return model
+
+
+def test_functions_that_never_end(build):
+    with pytest.raises(ModelError, match="calls itself"):
+        Document.from_proto(calls(build, ["f1"], ["f0"]))
+    doubling = [["Relu"], *([f"f{i}"] * 2 for i in range(40))]
+    with pytest.raises(ModelError, match="nodes inlined"):
+        Document.from_proto(calls(build, *doubling))
+    with pytest.raises(ModelError, match="deep"):
+        Document.from_proto(calls(build, ["Relu"], *([f"f{i}"] for i in range(80))))
+    Document.from_proto(calls(build, ["Relu"], ["f0", "f0"], ["f1", "f0"]))
+
+
 def test_other_operators_are_not_judged(build):
     node = helper.make_node("Conv", ["x"], ["y"], domain="third.party", group=[1])
     assert Document.from_proto(build([node])).graph.nodes[0].attrs["group"] == [1]
