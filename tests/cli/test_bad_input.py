@@ -277,4 +277,5 @@ def test_a_full_disk_is_one_line(cnpass, digits: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "write", full)
     done = cnpass(*EVALUATE, digits)
-    assert (done.code, done.err) == (2, "cnpass: error: the disk is full\n")
+    journal = digits.with_name("digits.cnpass.run") / "evaluate" / "chips.jsonl"
+    assert (done.code, done.err) == (2, f"cnpass: error: {journal}: the disk is full\n")
