@@ -10,6 +10,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from cnpass.external import is_external
+
 _LARGEST = 1024
 """Elements of the largest array that is computed."""
 
@@ -71,6 +73,8 @@ def _value(
     """The result of a node, if it is a small one and follows from what is known."""
     if node.domain or node.op_type not in _OPS or len(node.output) != 1:
         return None
+    if any(is_external(attribute.t) for attribute in node.attribute):
+        return None  # ONNX's reference would look for it in the working folder
     names = [name for name in node.input if name]
     if node.op_type in ("Shape", "Size"):
         shape = known.get(names[0]) if names else None

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError
 
 from cnpass import shape_arithmetic
@@ -75,7 +76,7 @@ def infer(document: Document) -> Shapes:
     for _ in range(2 + _FOLDED_NODES // max(1, len(model.graph.node))):
         try:
             model = shape_inference.infer_shapes(model, data_prop=True)
-        except (InferenceError, RuntimeError, ValueError):
+        except (InferenceError, ValidationError, RuntimeError, ValueError):
             known = _known(model) | known
             break
         known |= _known(model)
