@@ -209,7 +209,7 @@ class _Planner:
         rule = _RULES.get(node.op)
         if rule is None:
             return facts | {"reason": self.other(node)}
-        found = rule(self, node)
+        found = f"has a subgraph, which {node.op} cannot have" if bodies(node) else rule(self, node)
         if isinstance(found, str):
             return facts | {"reason": found}
         reason = f"{node.op} with constant weight {found.weight.key!r}"

@@ -28,6 +28,7 @@ from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.montecarlo import analog_attributes
 from cnpass.files import check_output, write_text
+from cnpass.functions import inline_products
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
@@ -208,7 +209,8 @@ def carry_out(
     started = time.perf_counter()
     progress = call.progress or Progress()
     given = as_document(call.model)
-    lost, document = _lost(given), unmapped(given)
+    lost, document = _lost(given), unmapped(given).copy()
+    inline_products(document)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
         check_outputs(output, force=call.force)

@@ -111,6 +111,24 @@ def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_grad
     assert record.after.mean >= record.before.mean
 
 
+def test_weights_in_local_functions_are_found(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    last = proto.graph.node[-1]
+    opset = [helper.make_opsetid("", 18)]
+    inner = helper.make_node("MatMul", ["p", "w"], ["q"], "product")
+    proto.functions.append(helper.make_function("local", "Read", ["p", "w"], ["q"], [inner], opset))
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    last.op_type, last.domain = "Read", "local"
+    del proto.graph.node[:-1]
+    proto.graph.node[0].input[0] = "flat"
+    proto.graph.node.insert(0, helper.make_node("Flatten", ["x"], ["flat"], "flatten"))
+    path = tmp_path / "function.onnx"
+    path.write_bytes(proto.SerializeToString())
+    data = str(model.with_suffix(".npz"))
+    record = cnpass.optimize(path, data, sigma=0.8, chips=2, retrain=False, compensation=False)
+    assert record.before.std > 0  # chips differ, so the function's weight is on them
+
+
 def test_weights_of_nan_end_before_any_training(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     for tensor in proto.graph.initializer:

@@ -103,6 +103,22 @@ def test_an_unknown_domain_is_a_barrier(build, weight):
     assert "multiplies two activations" in reasons["not constant"]
 
 
+def test_a_product_with_a_subgraph_is_none(build, weight):
+    inner = helper.make_node("MatMul", ["x", "w"], ["r"], name="inner")
+    body = helper.make_graph(
+        [inner], "body", [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)]
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="odd", body=body),
+        helper.make_node("MatMul", ["h", "w"], ["y"], name="sound"),
+    ]
+    model = build(nodes, {"w": weight(4, 4)})
+    map_and_lower_unrun(model)
+    reasons = {node.name: node.reason for node in inspect(Document.from_proto(model)).nodes}
+    assert reasons["odd"] == "has a subgraph, which MatMul cannot have"
+    assert "constant weight" in reasons["sound"]
+
+
 @pytest.mark.parametrize("shape", [["n", 7], [5, 3, 2], [0]])
 def test_shapes_that_contradict_the_graph(build, weight, shape):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
