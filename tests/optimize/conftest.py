@@ -11,7 +11,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cnpass.optimization import ladder, stages
 from cnpass.progress import Progress, Task
 
 
@@ -69,13 +68,6 @@ def model(tmp_path: Path) -> Path:
         arrays[f"x_{part}"], arrays[f"y_{part}"] = samples(count, seed)
     np.savez(path.with_suffix(".npz"), **arrays)
     return path
-
-
-@pytest.fixture(autouse=True)
-def fewer_chips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rungs and fits on fewer chips than users get, for the sake of time."""
-    monkeypatch.setattr(ladder, "RUNG_CHIPS", 12)
-    monkeypatch.setattr(stages, "FIT_CHIPS", 64)
 
 
 class KilledError(Exception):
