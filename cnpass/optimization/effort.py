@@ -100,14 +100,14 @@ class Effort:
     def announcement(self, size: Size, seconds_per_step: float) -> str:
         """Return what to tell a user before the work starts."""
         first, last = self.retrain, self.together
-        steps = size.samples / size.batch
-        slow = (2 * first + self.shared + self.compensation + last) * steps * seconds_per_step
-        slow += self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
-        upto = "up to " if self.grows and last > first else ""
-        return (
-            f"training: {first} epochs, then {upto}{last}; {upto}about {_shown(slow)} on this machine "
-            "(--epochs or --budget to change)"
-        )
+        epoch = size.samples / size.batch * seconds_per_step
+        fixed = (2 * first + self.shared + self.compensation) * epoch
+        fixed += self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
+        least = min(first, last)
+        told = f"training: {first} epochs, then {least}, about {_shown(fixed + least * epoch)}"
+        if self.grows and last > first:
+            told += f"; up to {last}, {_shown(fixed + last * epoch)}, where much accuracy is missing"
+        return f"{told} (--epochs or --budget to change)"
 
 
 def _fractions(epochs: int) -> tuple[int, int]:
