@@ -45,7 +45,7 @@ def test_a_budget_is_spent_and_not_exceeded_by_much() -> None:
 
 
 def test_the_announcement_says_how_long_it_takes() -> None:
-    # 2 x 300 + 100 + 75 epochs and the last 300 of 7.8 steps, and 5 trials of 6000 samples at a third of a step
+    # 2 x 300 + 100 + 75 epochs and the last 300, of 7.8 steps; 5 trials of 6000 samples at a third of a step
     growing = Effort.suited(SMALL, 5).announcement(SMALL, 0.005)
     assert "300 epochs, then 300, about 42 s; up to 7500, 5 min, where much accuracy is missing" in growing
     told = Effort.told(100, 5).announcement(Size(50_000, 128, None, 600), 0.0578)
