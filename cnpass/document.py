@@ -537,3 +537,14 @@ def _shape(tensor: gs.Variable) -> tuple[Any, ...] | None:
 
 def _facts(tensor: gs.Variable) -> tuple[Any, tuple[Any, ...] | None]:
     return tensor.dtype, _shape(tensor)
+
+
+def as_document(model: str | os.PathLike[str] | ModelProto | Document) -> Document:
+    """Return a model as a document, whatever it is given as.
+
+    Raises:
+        ModelError: the file cannot be read, or is no valid ONNX model.
+    """
+    if isinstance(model, Document):
+        return model
+    return Document.from_proto(model) if isinstance(model, ModelProto) else Document.load(Path(model))

@@ -12,7 +12,7 @@ import onnx
 
 from cnpass import data as datasets
 from cnpass.data import Dataset
-from cnpass.document import Document
+from cnpass.document import Document, as_document
 from cnpass.errors import UsageError
 from cnpass.evaluation.montecarlo import MonteCarlo, analog_attributes
 from cnpass.progress import Progress
@@ -60,7 +60,7 @@ def evaluate(
     given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
     chosen = EvaluateRecipe.build(None, given | options | ({} if data is None else {"data": str(data)}))
     progress = progress or Progress()
-    document = _document(model)
+    document = as_document(model)
     devices = chosen_devices(chosen, document)
     dataset = datasets.prepare(document.proto, document.path, chosen, parts=("test",))
     _tell(dataset, progress)
@@ -98,12 +98,6 @@ def evaluate(
             notes=chips.notes,
             seconds=round(time.perf_counter() - start, 3),
         )
-
-
-def _document(model: str | Path | onnx.ModelProto | Document) -> Document:
-    if isinstance(model, Document):
-        return model
-    return Document.from_proto(model) if isinstance(model, onnx.ModelProto) else Document.load(model)
 
 
 def _tell(dataset: Dataset, progress: Progress) -> None:

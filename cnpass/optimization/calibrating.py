@@ -18,14 +18,21 @@ from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import overhead
 from cnpass.compensation.site import find_sites
 from cnpass.data import Split
-from cnpass.document import Document
+from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.evaluate import DEFAULT_DEVICE
 from cnpass.evaluation.montecarlo import analog_attributes, shortest
 from cnpass.files import write_text
 from cnpass.mapping import plan
-from cnpass.optimization.setting import as_document, check_outputs, output_path, record_path, unmapped
+from cnpass.optimization.setting import (
+    check_outputs,
+    chosen_device,
+    lost,
+    output_path,
+    record_path,
+    unmapped,
+)
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.placement.sharing import Supernet
@@ -33,7 +40,7 @@ from cnpass.placement.space import RATIOS, Choice
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
 from cnpass.records import BeforeAfter, CalibrateRecord, Corrected, SplitSizes
-from cnpass.runtime.devices import DeviceModel, device_from_attributes, make_device
+from cnpass.runtime.devices import DeviceModel, device_from_attributes
 from cnpass.runtime.ops import META_CHIP_INPUT
 
 _KINDS: dict[str, Kind] = {"affine": "gain", "low-rank": "linear"}
@@ -89,11 +96,15 @@ class _Calibration:
         attributes = analog_attributes(source) or {}
         self.device = _device(attributes, recipe)
         self.seed = int(attributes.get("seed", 0)) if recipe.seed is None else recipe.seed
-        self.document = unmapped(source).copy()
+        self.document = unmapped(source)
         FoldBatchNorm()(self.document)
         self.dataset = datasets.prepare(self.document.proto, self.document.path, recipe)
-        for note in self.dataset.notes:
+        self.notes = list(self.dataset.notes)
+        for note in self.notes:
             (progress.warn if self.dataset.random else progress.note)(note)
+        if missing := lost(source):
+            progress.warn(missing)
+            self.notes.append(missing)
         for name, split in (("training", self.dataset.train), ("validation", self.dataset.val)):
             if not len(split):
                 raise DataError(f"{self.dataset.name}: has no {name} samples, on which a chip is measured")
@@ -140,7 +151,7 @@ class _Calibration:
                     "output": hashlib.sha256(output.read_bytes()).hexdigest(),
                 },
                 seeds={"chips": self.seed},
-                notes=list(dict.fromkeys([*dataset.notes, *test.notes])),
+                notes=list(dict.fromkeys([*self.notes, *test.notes])),
                 seconds=round(time.perf_counter() - self.started, 3),
             )
         write_text(record_path(output), record.to_json() + "\n")
@@ -201,8 +212,7 @@ class _Calibration:
 
 def _device(attributes: dict[str, Any], recipe: CalibrateRecipe) -> DeviceModel:
     """The device model of a mapped model, unless another one is asked for."""
-    sigma = {} if recipe.sigma is None else {"sigma": recipe.sigma}
-    if recipe.device is None and not sigma and not recipe.param and attributes:
+    if recipe.device is None and recipe.sigma is None and not recipe.param and attributes:
         device = device_from_attributes(shortest(attributes))
         if device is None:
             raise ModelError(
@@ -210,4 +220,4 @@ def _device(attributes: dict[str, Any], recipe: CalibrateRecipe) -> DeviceModel:
             )
         return device
     name = recipe.device or str(attributes.get("device", DEFAULT_DEVICE))
-    return make_device(name, **recipe.param, **sigma)
+    return chosen_device(name, recipe.sigma, recipe.param)

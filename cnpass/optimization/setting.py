@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from cnpass import data as datasets
 from cnpass.compensation.kinds import Kind
 from cnpass.data import Dataset, Split
-from cnpass.document import Document
+from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.montecarlo import analog_attributes
@@ -209,12 +209,11 @@ def carry_out(
     started = time.perf_counter()
     progress = call.progress or Progress()
     given = as_document(call.model)
-    lost, document = _lost(given), unmapped(given).copy()
-    inline_products(document)
+    missing, document = lost(given), unmapped(given)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
         check_outputs(output, force=call.force)
-    device = _device(recipe)
+    device = chosen_device(recipe.device, recipe.sigma, recipe.param)
     _torch_device(recipe.train_on)
     if not plan(document).analog:
         raise ModelError(f"no node of the model can run on a crossbar: {plan(document).why_none()}")
@@ -246,8 +245,8 @@ def carry_out(
             progress=progress,
             started=started,
         )
-        if lost:
-            setting.warn(lost)
+        if missing:
+            setting.warn(missing)
         result = work(setting)
         text = result.to_json() + "\n"
         write_text(folder.path / _RECORD, text)
@@ -262,24 +261,17 @@ def build(kind: type[R], recipe: R | None, call: Call) -> R:
     return kind.build(None, given | call.options | data)
 
 
-def as_document(model: str | Path | onnx.ModelProto | Document) -> Document:
-    """Return a model as a document, whatever it is given as."""
-    if isinstance(model, Document):
-        return model
-    return Document.from_proto(model) if isinstance(model, onnx.ModelProto) else Document.load(model)
-
-
 def unmapped(document: Document) -> Document:
-    """Return a mapped model back in standard operators: that is what training and compensation change."""
-    if analog_attributes(document) is None:
-        return document
+    """Return a copy in standard operators of the main graph, which is what training can change."""
     plain = document.copy()
-    LowerAnalog()(plain)
+    if analog_attributes(document) is not None:
+        LowerAnalog()(plain)
+    inline_products(plain)
     return plain
 
 
-def _lost(document: Document) -> str | None:
-    """What a mapped model has beside its device model, which is not what a model is optimised for."""
+def lost(document: Document) -> str | None:
+    """Say what a mapped model has that what is made of it will not have; None if nothing."""
     found = {
         name
         for node in analog_nodes(document)
@@ -312,11 +304,17 @@ def record_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
-def _device(recipe: TrainRecipe) -> DeviceModel:
-    sigma = {} if recipe.sigma is None else {"sigma": recipe.sigma}
-    if sigma and "sigma" in recipe.param:
+def chosen_device(name: str, sigma: float | None, param: Mapping[str, float]) -> DeviceModel:
+    """Return a device model from options.
+
+    Raises:
+        UsageError: it is unknown, a parameter is unknown or out of range, or sigma is given twice.
+    """
+    if sigma is None:
+        return make_device(name, **param)
+    if "sigma" in param:
         raise UsageError("option --param: sigma is given by --sigma already")
-    return make_device(recipe.device, **recipe.param, **sigma)
+    return make_device(name, **param, sigma=sigma)
 
 
 def _torch_device(asked: str) -> torch.device:

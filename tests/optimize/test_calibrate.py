@@ -87,6 +87,8 @@ def test_no_variation_needs_no_correction(model: Path) -> None:
 def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--max-overhead"):
         cnpass.calibrate(model, sigma=0.5, max_overhead=0.0)
+    with pytest.raises(UsageError, match="sigma is given by --sigma already"):
+        cnpass.calibrate(model, sigma=0.5, param={"sigma": 0.3})
     with pytest.raises(UsageError, match="--chip"):
         cnpass.calibrate(model, chip=-1)
     (tmp_path / "quadrants.chip0.onnx").write_bytes(b"mine")
