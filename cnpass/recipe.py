@@ -166,11 +166,6 @@ class TrainRecipe(DataRecipe):
     budget: Duration | None = Field(
         default=None, gt=0, description="time for training and search, such as 90s, 5m or 1h"
     )
-    beta: FiniteFloat = Field(default=0.0, ge=0, description="weight of the Lipschitz penalty")
-    k: FiniteFloat = Field(
-        default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
-    )
-    injection: bool = Field(default=True, description="draw a chip's variation in every training step")
     distillation: FiniteFloat = Field(
         default=0.0, ge=0, le=1, description="weight of the clean model's outputs beside labels"
     )
@@ -189,6 +184,16 @@ class TrainRecipe(DataRecipe):
         if set(names) - {"flip", "shift"} and names not in {("auto",), ("none",)}:
             raise ValueError("give auto, none, flip, shift, or flip,shift")
         return names
+
+
+class WeightsRecipe(TrainRecipe):
+    """What the verbs that train analog weights have in common."""
+
+    beta: FiniteFloat = Field(default=0.0, ge=0, description="weight of the Lipschitz penalty")
+    k: FiniteFloat = Field(
+        default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
+    )
+    injection: bool = Field(default=True, description="draw a chip's variation in every training step")
 
 
 class SearchRecipe(TrainRecipe):
@@ -216,13 +221,13 @@ class SearchRecipe(TrainRecipe):
         return kinds
 
 
-class RetrainRecipe(TrainRecipe):
+class RetrainRecipe(WeightsRecipe):
     """Options of ``retrain``."""
 
     verb: ClassVar[str] = "retrain"
 
 
-class OptimizeRecipe(SearchRecipe):
+class OptimizeRecipe(SearchRecipe, WeightsRecipe):
     """Options of ``optimize``."""
 
     verb: ClassVar[str] = "optimize"

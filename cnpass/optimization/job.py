@@ -24,7 +24,7 @@ from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
 from cnpass.progress import Progress
-from cnpass.recipe import TrainRecipe
+from cnpass.recipe import TrainRecipe, WeightsRecipe
 from cnpass.records import Metric
 from cnpass.runtime.devices import DeviceModel
 from cnpass.training import augmentation
@@ -178,8 +178,10 @@ class Job:
     def options(self, epochs: int) -> TrainOptions:
         """How the analog weights are trained, without penalty."""
         recipe = self.recipe
-        options = TrainOptions(epochs=epochs, k=recipe.k, seed=recipe.seed)
-        return options if recipe.injection else replace(options, levels=(0.0,))
+        options = TrainOptions(epochs=epochs, seed=recipe.seed)
+        if isinstance(recipe, WeightsRecipe):
+            options = replace(options, k=recipe.k, levels=options.levels if recipe.injection else (0.0,))
+        return options
 
     def effort(self, trials: int = 0) -> Effort:
         """Decide how long to train: as told, from the time allowed, or from model and data.

@@ -209,8 +209,8 @@ def train_together(
         hardened: Whether the analog weights were trained under variation before, so that there is no ramp.
     """
     options = replace(job.options(epochs), beta=beta, seed=seed_of(job.recipe.seed, "together"))
-    if hardened and job.recipe.injection:
-        options = replace(options, levels=(1.0,))
+    if hardened:
+        options = replace(options, levels=options.levels[-1:])
     trained = document.copy()
     result = train(
         job.forward(trained),
