@@ -97,16 +97,25 @@ class Effort:
             return self.together
         return min(self.together, max(1, round(self.retrain * max(1.0, _PER_CENT * missing))))
 
-    def announcement(self, size: Size, seconds_per_step: float) -> str:
-        """Return what to tell a user before the work starts."""
-        first, last = self.retrain, self.together
+    def announcement(
+        self, size: Size, seconds_per_step: float, *, firsts: int, places: bool, last: bool
+    ) -> str:
+        """Return what to tell a user before the work starts.
+
+        Args:
+            size: What decides how much work an epoch is.
+            seconds_per_step: Measured time of one step.
+            firsts: How many first trainings there are.
+            places: Whether compensation is placed and trained.
+            last: Whether there is a last training.
+        """
+        fixed = firsts * self.retrain + places * (self.shared + self.compensation)
+        trials = places * self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
         epoch = size.samples / size.batch * seconds_per_step
-        fixed = (2 * first + self.shared + self.compensation) * epoch
-        fixed += self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
-        least = min(first, last)
-        told = f"training: {first} epochs, then {least}, about {_shown(fixed + least * epoch)}"
-        if self.grows and last > first:
-            told += f"; up to {last}, {_shown(fixed + last * epoch)}, where much accuracy is missing"
+        least, most = (fixed + last * epochs for epochs in (min(self.retrain, self.together), self.together))
+        told = f"training: {least} epochs, about {_shown(least * epoch + trials)}"
+        if self.grows and most > least:
+            told += f"; up to {most}, {_shown(most * epoch + trials)}, where much accuracy is missing"
         return f"{told} (--epochs or --budget to change)"
 
 

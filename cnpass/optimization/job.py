@@ -24,7 +24,7 @@ from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
 from cnpass.progress import Progress
-from cnpass.recipe import TrainRecipe, WeightsRecipe
+from cnpass.recipe import OptimizeRecipe, RetrainRecipe, TrainRecipe, WeightsRecipe
 from cnpass.records import Metric
 from cnpass.runtime.devices import DeviceModel
 from cnpass.training import augmentation
@@ -200,7 +200,11 @@ class Job:
             effort = Effort.within(recipe.budget, size, step, trials)
         else:
             effort = Effort.suited(size, trials)
-        self.progress.note(effort.announcement(size, step))
+        firsts = len(dict.fromkeys((0.0, recipe.beta))) if isinstance(recipe, OptimizeRecipe) else 0
+        retrains = recipe.retrain if isinstance(recipe, OptimizeRecipe) else isinstance(recipe, RetrainRecipe)
+        places = recipe.compensation if isinstance(recipe, OptimizeRecipe) else not retrains
+        told = effort.announcement(size, step, firsts=retrains * firsts, places=places, last=retrains)
+        self.progress.note(told)
         return effort
 
     def _seconds_per_step(self) -> float:

@@ -46,10 +46,13 @@ def test_a_budget_is_spent_and_not_exceeded_by_much() -> None:
 
 def test_the_announcement_says_how_long_it_takes() -> None:
     # 2 x 300 + 100 + 75 epochs and the last 300, of 7.8 steps; 5 trials of 6000 samples at a third of a step
-    growing = Effort.suited(SMALL, 5).announcement(SMALL, 0.005)
-    assert "300 epochs, then 300, about 42 s; up to 7500, 5 min, where much accuracy is missing" in growing
-    told = Effort.told(100, 5).announcement(Size(50_000, 128, None, 600), 0.0578)
-    assert "100 epochs, then 100, about 2.2 h (" in told
+    whole = {"firsts": 2, "places": True, "last": True}
+    growing = Effort.suited(SMALL, 5).announcement(SMALL, 0.005, **whole)
+    assert "1075 epochs, about 42 s; up to 8275, 5 min, where much accuracy is missing" in growing
+    large = Size(50_000, 128, None, 600)
+    assert "358 epochs, about 2.2 h (" in Effort.told(100, 5).announcement(large, 0.0578, **whole)
+    alone = Effort.told(100, 0).announcement(large, 0.0578, firsts=0, places=False, last=True)
+    assert "100 epochs, about 38 min (" in alone
 
 
 def test_better_means_beyond_chance_on_the_same_chips() -> None:
