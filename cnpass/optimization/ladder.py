@@ -9,7 +9,7 @@ from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo
 from cnpass.evaluation.statistics import summarise, surely_better
 from cnpass.placement.space import Placement
 from cnpass.progress import Progress
-from cnpass.records import Rung
+from cnpass.records import Point, Rung
 from cnpass.runfolder import Journal
 from cnpass.runtime.devices import DeviceModel
 
@@ -59,6 +59,11 @@ class Ladder:
     def better(self, document: Document, other: Document) -> bool:
         """Tell whether a document is better than another one; both were measured before, as a rule."""
         return surely_better(self._measure(document), self._measure(other))
+
+    @property
+    def point(self) -> Point:
+        """The figures of the best so far."""
+        return next(rung.point for rung in reversed(self.rungs) if rung.kept)
 
     @property
     def missing(self) -> float:

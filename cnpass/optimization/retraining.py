@@ -8,7 +8,6 @@ from typing import Any
 import onnx
 
 from cnpass.document import Document
-from cnpass.errors import ModelError
 from cnpass.optimization import stages
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.progress import Progress
@@ -60,26 +59,13 @@ def retrain(
 
 def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
     with setting.chips(setting.dataset.val, "val") as val:
-        job = setting.job(val.metric)
-        if job.untrainable is not None:
-            raise ModelError(job.untrainable)
-        effort = setting.effort(job)
-        ladder = setting.ladder(val)
-        # Nothing follows here, so this training is as long as the whole of an optimisation's.
-        epochs = effort.last(ladder.missing)
-        document, result = stages.retrain(job, epochs, setting.recipe.beta)
+        job, effort, ladder = setting.begin(val)
+        # Nothing follows here, so this training is as long as the last one of an optimisation.
+        document, result = stages.retrain(job, effort.last(ladder.missing), setting.recipe.beta)
         setting.notes.extend(result.notes)
         ladder.climb("retraining", document)
-        before, after = (rung.point for rung in ladder.rungs)
-        ladder.document.save(setting.output, force=setting.force)
         return RetrainRecord(
-            **setting.common(val.notes),
-            metric=val.metric,
-            clean=val.clean,
-            after_clean=val.clean_of(ladder.document),
-            before=before,
-            after=after,
-            kept=ladder.rungs[-1].kept,
+            **setting.finish(val, ladder),
             epochs=result.epochs,
             history=[Check.model_validate(check) for check in result.history],
         )

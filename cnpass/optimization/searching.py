@@ -10,7 +10,6 @@ import onnx
 
 from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
-from cnpass.errors import ModelError
 from cnpass.optimization import stages
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.placement import space
@@ -59,11 +58,7 @@ def search(
 
 def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
     with setting.chips(setting.dataset.val, "val") as val:
-        job = setting.job(val.metric)
-        if job.untrainable is not None:
-            raise ModelError(job.untrainable)
-        effort = setting.effort(job)
-        ladder = setting.ladder(val)
+        job, effort, ladder = setting.begin(val)
         searched = stages.place(job, job.source, effort)
         placed = searched.placed
         setting.notes.extend(placed.notes)
@@ -71,16 +66,8 @@ def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
             document, result = stages.compensate(job, placed.document, effort)
             setting.notes.extend(result.notes)
             ladder.climb("compensation", document, placed.placement)
-        best = ladder.document
-        best.save(setting.output, force=setting.force)
         return SearchRecord(
-            **setting.common(val.notes),
-            metric=val.metric,
-            clean=val.clean,
-            after_clean=val.clean_of(best),
-            before=ladder.rungs[0].point,
-            after=ladder.rungs[-1].point,
-            kept=len(ladder.rungs) > 1 and ladder.rungs[-1].kept,
+            **setting.finish(val, ladder),
             candidates=list(searched.candidates.nodes),
             excluded=searched.candidates.excluded,
             suffix=searched.candidates.suffix,
@@ -89,7 +76,7 @@ def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
                 for placement, value in searched.figures.items()
             ],
             placement=_listed(ladder.placement),
-            overhead=overhead(best),
+            overhead=overhead(ladder.document),
         )
 
 

@@ -154,6 +154,30 @@ class Setting(Generic[R]):
         write_text(path, json.dumps(asdict(effort)) + "\n")
         return effort
 
+    def begin(self, val: MonteCarlo) -> tuple[Job, Effort, Ladder]:
+        """Return what a verb that does nothing but train works with.
+
+        Raises:
+            ModelError: The model has operators that cannot be trained.
+        """
+        job = self.job(val.metric)
+        if job.untrainable is not None:
+            raise ModelError(job.untrainable)
+        return job, self.effort(job), self.ladder(val)
+
+    def finish(self, val: MonteCarlo, ladder: Ladder) -> dict[str, Any]:
+        """Write the best rung, and return the fields of a record whose figures are of validation."""
+        ladder.document.save(self.output, force=self.force)
+        return {
+            **self.common(val.notes),
+            "metric": val.metric,
+            "clean": val.clean,
+            "after_clean": val.clean_of(ladder.document),
+            "before": ladder.rungs[0].point,
+            "after": ladder.point,
+            "kept": any(rung.kept for rung in ladder.rungs[1:]),
+        }
+
     def warn(self, text: str) -> None:
         """Tell something that may make the result useless, now and in the record."""
         self.progress.warn(text)

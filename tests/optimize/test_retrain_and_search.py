@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import cnpass
 from cnpass.errors import ModelError
+from cnpass.optimization import stages
 from cnpass.records import SCHEMAS
+from cnpass.training.retrain import TrainResult
 
 TRAINING: dict[str, Any] = {"sigma": 1.2, "epochs": 16}
 SEARCH: dict[str, Any] = {"sigma": 1.2, "epochs": 8, "trials": 4, "max_overhead": 0.5}
@@ -53,6 +55,18 @@ def test_what_cannot_get_better_comes_back_as_it_was(model: Path) -> None:
     assert not record.kept
     assert record.after == record.before
     assert _weights(model.with_name("quadrants.retrained.onnx")) == _weights(model)
+
+
+def test_figures_are_those_of_what_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ruin(forward: Any, problem: Any, *_: Any, **__: Any) -> TrainResult:
+        del problem
+        return TrainResult({k: 0 * w.detach() for k, w in forward.module.weights.items()}, 1.0, 0.0, 1)
+
+    monkeypatch.setattr(stages, "train", ruin)
+    record = cnpass.retrain(model, **TRAINING)
+    assert not record.kept
+    assert record.after == record.before
+    assert record.after_clean == record.clean
 
 
 def test_search_leaves_analog_weights_and_lists_what_it_measured(model: Path) -> None:
