@@ -12,9 +12,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 from pydantic import BeforeValidator
 
+from cnpass.allocator import keep_freed_memory
 from cnpass.cli.console import Console, Format
 from cnpass.files import check_output, write_text
-from cnpass.recipe import Recipe
+from cnpass.recipe import DataRecipe, Recipe
 
 PANEL = "Recipe options"
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file", show_default=False)]
@@ -108,6 +109,8 @@ def verb(
                 flags = {key: _clean(values.pop(key)) for key in fields}
                 values["recipe"] = recipe.build(values.pop("recipe_file"), flags)
                 _save(values["recipe"], values.pop("save_config"), force=bool(values.get("force")))
+                if issubclass(recipe, DataRecipe):
+                    keep_freed_memory()
             function(console=console, **values)
 
         command.__doc__ = function.__doc__

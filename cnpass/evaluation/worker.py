@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import TextIO
 
+from cnpass.allocator import keep_freed_memory
 from cnpass.errors import CnpassError
 from cnpass.evaluation.runner import JOB, UNIT, Runner
 
@@ -24,6 +25,7 @@ def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
 
 def main() -> None:
     """Serve until the input closes."""
+    keep_freed_memory()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
