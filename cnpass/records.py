@@ -192,6 +192,9 @@ class TrainedRecord(Record):
     after_clean: float = Field(description="the model that went out, without variation")
     before: Point
     after: Point
+    epochs: Count | None = Field(
+        default=None, description="epochs of all trainings together; null in records that did not count them"
+    )
     recipe: dict[str, JsonValue]
     hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
     seeds: dict[str, int]
@@ -223,7 +226,6 @@ class RetrainRecord(TrainedRecord):
 
     name: ClassVar[str] = "retrain"
     kept: bool = Field(description="whether what was trained is better; else the output is what came in")
-    epochs: Count = Field(description="epochs trained")
     history: list[Check]
 
 

@@ -16,8 +16,13 @@ FEWEST_TRIALS = 3
 MOST_TIMES = 25
 """The last training is at most so many times as long as the first."""
 _PER_CENT = 100
-_SHARES = {"retrain": 0.12, "shared": 0.05, "trials": 0.05, "compensation": 0.05, "together": 0.58}
-"""How a time budget is divided; retraining happens twice, and what is left is for measuring rungs."""
+_SHARES = {
+    "optimize": {"retrain": 0.12, "shared": 0.05, "trials": 0.05, "compensation": 0.05, "together": 0.58},
+    "retrain": {"together": 0.9},
+    "search": {"shared": 0.35, "trials": 0.2, "compensation": 0.35},
+}
+"""How each verb divides a time budget; optimize retrains twice, and what is left is for measuring rungs."""
+_TRAININGS = ("retrain", "shared", "compensation", "together")
 _FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4}
 """Epochs of the shared compensation, and of that which was chosen, as fractions of those of retraining."""
 _FORWARD = 1 / 3
@@ -75,15 +80,15 @@ class Effort:
         return cls(first, *_fractions(first), last, grows=True, trials=trials)
 
     @classmethod
-    def within(cls, seconds: float, size: Size, seconds_per_step: float, trials: int) -> Self:
-        """Return the effort that takes about as long as allowed."""
+    def within(cls, verb: str, seconds: float, size: Size, seconds_per_step: float, trials: int) -> Self:
+        """Return the effort that takes a verb about as long as allowed."""
+        shares = _SHARES[verb]
         epochs = {
-            part: epochs_within(seconds * share, size.samples, size.batch, seconds_per_step)
-            for part, share in _SHARES.items()
-            if part != "trials"
+            part: epochs_within(seconds * shares.get(part, 0.0), size.samples, size.batch, seconds_per_step)
+            for part in _TRAININGS
         }
         trial = size.searched / size.batch * _FORWARD * seconds_per_step
-        affordable = max(FEWEST_TRIALS, int(seconds * _SHARES["trials"] / trial))
+        affordable = max(FEWEST_TRIALS, int(seconds * shares.get("trials", 0.0) / trial))
         return cls(**epochs, grows=False, trials=min(trials, affordable))
 
     def last(self, missing: float) -> int:

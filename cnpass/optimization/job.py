@@ -197,7 +197,7 @@ class Job:
         if recipe.epochs is not None:
             effort = Effort.told(recipe.epochs, trials)
         elif recipe.budget is not None:
-            effort = Effort.within(recipe.budget, size, step, trials)
+            effort = Effort.within(recipe.verb, recipe.budget, size, step, trials)
         else:
             effort = Effort.suited(size, trials)
         firsts = len(dict.fromkeys((0.0, recipe.beta))) if isinstance(recipe, OptimizeRecipe) else 0

@@ -62,10 +62,9 @@ def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
         job, effort, ladder = setting.begin(val)
         # Nothing follows here, so this training is as long as the last one of an optimisation.
         document, result = stages.retrain(job, effort.last(ladder.missing), setting.recipe.beta)
-        setting.notes.extend(result.notes)
+        setting.heed(result)
         ladder.climb("retraining", document)
         return RetrainRecord(
             **setting.finish(val, ladder),
-            epochs=result.epochs,
             history=[Check.model_validate(check) for check in result.history],
         )

@@ -124,22 +124,22 @@ class _Optimization:
             ladder.climb("mean-gain correction", corrected)
         if self.recipe.compensation:
             fitted = stages.fit_closed_form(job)
-            self.setting.notes.extend(fitted.notes)
+            self.setting.heed(fitted)
             if fitted.placement:
                 ladder.climb("closed-form compensation", fitted.document, fitted.placement)
 
     def _train(self, job: Job, ladder: Ladder) -> None:
         """The rungs that are trained; each goes on from the one before, whether that was kept or not."""
-        recipe, notes = self.recipe, self.setting.notes
-        effort = self.setting.effort(job)
+        recipe, setting = self.recipe, self.setting
+        effort = setting.effort(job)
         base, beta, hardened = job.source, 0.0, False
         if recipe.retrain:
             base, beta, hardened = self._retrain(job, ladder, effort.retrain)
         placed = stages.place(job, base, effort).placed if recipe.compensation else stages.Placed(base, ())
-        notes.extend(placed.notes)
+        setting.heed(placed)
         if placed.placement:
             base, result = stages.compensate(job, placed.document, effort)
-            notes.extend(result.notes)
+            setting.heed(result)
             ladder.climb(f"{_kinds(placed)} compensation", base, placed.placement)
         if recipe.retrain:
             epochs = effort.last(ladder.missing)
@@ -147,7 +147,7 @@ class _Optimization:
                 placed = stages.extend(job, base, placed.placement)
                 base = placed.document
             document, result = stages.train_together(job, base, epochs, beta=beta, hardened=hardened)
-            notes.extend(result.notes)
+            setting.heed(result)
             kinds = _kinds(placed)
             step = f"analog weights and {kinds} compensation together" if kinds else "more of the same"
             ladder.climb(step, document, placed.placement)
@@ -161,7 +161,7 @@ class _Optimization:
         base, beta, hardened = job.source, 0.0, False
         for tried in dict.fromkeys((0.0, self.recipe.beta)):
             document, result = stages.retrain(job, epochs, tried)
-            self.setting.notes.extend(result.notes)
+            self.setting.heed(result)
             ladder.climb(_retraining(self.recipe, tried), document)
             if ladder.better(document, base):
                 base, beta, hardened = document, tried, True

@@ -61,10 +61,10 @@ def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
         job, effort, ladder = setting.begin(val)
         searched = stages.place(job, job.source, effort)
         placed = searched.placed
-        setting.notes.extend(placed.notes)
+        setting.heed(placed)
         if placed.placement:
             document, result = stages.compensate(job, placed.document, effort)
-            setting.notes.extend(result.notes)
+            setting.heed(result)
             ladder.climb("compensation", document, placed.placement)
         return SearchRecord(
             **setting.finish(val, ladder),

@@ -33,6 +33,7 @@ from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
+from cnpass.optimization.stages import Placed
 from cnpass.passes.analog import analog_nodes
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.lower_analog import LowerAnalog
@@ -42,6 +43,7 @@ from cnpass.records import Metric, Record, SplitSizes
 from cnpass.runfolder import RunFolder
 from cnpass.runtime import ops
 from cnpass.runtime.devices import DeviceModel, make_device
+from cnpass.training.retrain import TrainResult
 
 R = TypeVar("R", bound=TrainRecipe)
 T = TypeVar("T", bound=Record)
@@ -89,6 +91,7 @@ class Setting(Generic[R]):
         progress: Told what happens.
         store: Journal of finished chips.
         notes: What there is to say in the record.
+        epochs: Epochs trained.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Setting(Generic[R]):
         self.folder, self.output, self.force, self.progress = folder, output, force, progress
         self.store = folder.journal("chips")
         self.notes: list[str] = list(dataset.notes)
+        self.epochs = 0
         self._started = started
 
     def chips(self, split: Split, name: str) -> MonteCarlo:
@@ -178,6 +182,11 @@ class Setting(Generic[R]):
             "kept": any(rung.kept for rung in ladder.rungs[1:]),
         }
 
+    def heed(self, outcome: TrainResult | Placed) -> None:
+        """Take what there is to say of a stage into the record, and count its epochs."""
+        self.notes.extend(outcome.notes)
+        self.epochs += outcome.epochs
+
     def warn(self, text: str) -> None:
         """Tell something that may make the result useless, now and in the record."""
         self.progress.warn(text)
@@ -194,6 +203,7 @@ class Setting(Generic[R]):
             "input": str(self.document.path or ""),
             "output": str(self.output),
             "n": SplitSizes(train=len(dataset.train), val=len(dataset.val), test=len(dataset.test)),
+            "epochs": self.epochs,
             "recipe": json.loads(self.recipe.model_dump_json(by_alias=True)),
             "hashes": {
                 "model": self.document.sha256,

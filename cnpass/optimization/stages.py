@@ -39,11 +39,13 @@ class Placed:
         document: The document.
         placement: Its compensation; empty if there is none.
         notes: What there is to say about it.
+        epochs: Epochs trained to find it.
     """
 
     document: Document
     placement: Placement
     notes: tuple[str, ...] = ()
+    epochs: int = 0
 
 
 def correct_mean_gain(job: Job) -> Document | None:
@@ -156,7 +158,7 @@ def place(job: Job, document: Document, effort: Effort) -> Searched:
         progress=job.progress,
     )
     extracted = supernet.extract(weights, found.compensated)
-    placed = Placed(extracted, found.compensated, (*notes, *trained.notes))
+    placed = Placed(extracted, found.compensated, (*notes, *trained.notes), trained.epochs)
     return Searched(placed, candidates, found.figures, space.overhead)
 
 

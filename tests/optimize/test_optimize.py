@@ -44,6 +44,8 @@ def test_accuracy_under_variation_comes_back(model: Path) -> None:
     assert record.clean > 0.75
     assert record.after.mean > record.before.mean + 0.02
     assert record.retention.after == pytest.approx(record.after.mean / record.clean)
+    assert record.epochs is not None
+    assert 32 < record.epochs <= 3 * 32 + 11 + 8, "three trainings, the shared compensation, the chosen one"
     steps = [rung.step for rung in record.ladder]
     assert steps[:5] == [
         "no correction",

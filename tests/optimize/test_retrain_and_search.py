@@ -76,6 +76,7 @@ def test_search_leaves_analog_weights_and_lists_what_it_measured(model: Path) ->
     assert record.trials[0].placement == []
     assert record.trials[0].overhead.params == 0
     assert len(record.trials) == 4
+    assert record.epochs == 3 + 2, "the shared compensation, the chosen one"
     assert all(trial.overhead.params <= 0.5 for trial in record.trials)
     assert record.candidates
     source, written = _weights(model), _weights(output)
