@@ -14,6 +14,7 @@ from onnx.shape_inference import InferenceError
 
 from cnpass import shape_arithmetic
 from cnpass.constants import Stored, constant_values, tensor_proto
+from cnpass.data.inputs import data_inputs
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.nodes import subgraphs
@@ -34,7 +35,8 @@ class Shapes:
 
     Attributes:
         known: shapes; a None in one stands for a dimension that is not known.
-        batch: samples of one inference: what the first dimension of every input and output is fixed to.
+        batch: samples of one inference: what the first dimension of every input and output is fixed to; the
+            scalars that select a chip or count samples are no such inputs.
     """
 
     known: dict[str, Shape]
@@ -71,7 +73,7 @@ def infer(document: Document) -> Shapes:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].dim_value <= 0:
             dims[0].dim_value = 1
-    ends = [*model.graph.input, *model.graph.output]
+    ends = [*data_inputs(model), *model.graph.output]
     known: dict[str, Shape] = {}
     for _ in range(2 + _FOLDED_NODES // max(1, len(model.graph.node))):
         try:
@@ -82,7 +84,7 @@ def infer(document: Document) -> Shapes:
         known |= _known(model)
         if not shape_arithmetic.fold(model, known, document.opset):
             break
-    return Shapes(known, _batch(ends))
+    return Shapes(known, _batch([known.get(value.name) for value in ends]))
 
 
 def _known(model: ModelProto) -> dict[str, Shape]:
@@ -106,9 +108,9 @@ def _dims(value: ValueInfoProto) -> Shape:
     return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim)
 
 
-def _batch(values: list[ValueInfoProto]) -> int:
+def _batch(shapes: list[Shape | None]) -> int:
     """The fixed leading dimension that all inputs and outputs share, else 1."""
-    leading = {(_dims(value) or (None,))[0] if _has_shape(value) else None for value in values}
+    leading = {shape[0] if shape else None for shape in shapes}
     only = leading.pop() if len(leading) == 1 else None
     return only or 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import ChainMap, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from typing import ClassVar
@@ -103,6 +103,10 @@ class _Lowering:
         self.busy = {id(tensor) for tensor in document.graph.outputs}
         self.busy |= {id(t) for node in document.all_nodes() for body in bodies(node) for t in body.outputs}
         self.tensors = document.tensors()
+        self.names: dict[int, Counter[str]] = {}  # of the nodes around one, itself included
+        for nodes in document.node_lists():
+            names = Counter(node.name for node in nodes)
+            self.names.update((id(node), names) for node in nodes)
         self.inner: dict[str, dict[str, gs.Tensor]] = {}
         for node in document.all_nodes():
             for body in bodies(node):
@@ -132,7 +136,8 @@ class _Lowering:
         for part in group.parts:
             analog.detach(part)
             self.replaced[id(part)] = []
-        unique = label(node).endswith(group.source.name)
+        name = group.source.name
+        unique = self.names[id(node)][name] == (node.name == name)
         analog.detach(node)
         restored = tied_node(group.source, inputs, [group.y], self.document.base_dir, unique=unique)
         restored.scope = scope(node)

@@ -82,20 +82,16 @@ def _number_samples(document: Document, nodes: list[gs.Node]) -> tuple[str, ...]
 
 def _count_rows(document: Document, nodes: list[gs.Node]) -> tuple[str, ...]:
     """Set `sample_rows` where a model has folded rows of a sample, such as tokens, into the first axis."""
-    shapes = infer(document).known
-    selectors = {document.metadata.get(key) for key in (ops.META_CHIP_INPUT, ops.META_FIRST_SAMPLE_INPUT)}
-    fed = [tensor.name for tensor in document.graph.inputs if tensor.name not in selectors]
-    batches = {(shapes.get(name) or (None,))[0] for name in fed}
-    batch = batches.pop() if len(batches) == 1 else None
+    shapes = infer(document)
     unknown = []
     for node in nodes:
         if node.op != ops.ANALOG_MATMUL:
             continue
-        first = (shapes.get(node.inputs[0].name) or (None,))[0]
-        if not first or not batch or first % batch:
+        first = (shapes.known.get(node.inputs[0].name) or (None,))[0]
+        if not first or first % shapes.batch:
             unknown.append(label(node))
         else:
-            node.attrs[ops.SAMPLE_ROWS] = first // batch
+            node.attrs[ops.SAMPLE_ROWS] = first // shapes.batch
     return tuple(
         f"node {name!r}: how many rows one sample has is not known, so its read noise depends on the batch"
         for name in unknown

@@ -7,6 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from cnpass.document import Document
+from cnpass.passes import Pipeline
+from cnpass.passes.analog import analog_nodes
 from cnpass.shapes import infer
 
 
@@ -26,6 +28,20 @@ def test_fixed_batch_is_divided_by(build):
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 3]))
     shapes = infer(Document.from_proto(model))
     assert (shapes.batch, shapes.size("y")) == (8, 3)
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_what_selects_a_chip_is_no_sample(build, ir_version):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = build(nodes, {"w": np.ones((3, 5), np.float32)}, inputs={"x": [8, 3]}, ir_version=ir_version)
+    if ir_version == 3:  # where every initializer is an input as well
+        model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 5]))
+    document = Document.from_proto(model)
+    Pipeline.parse("map-crossbar{tile-rows=2,read-noise=0.1,adc-bits=8}").run(document)
+    shapes = infer(document)
+    assert (shapes.batch, shapes.size("y")) == (8, 5)
+    [node] = analog_nodes(document)
+    assert node.attrs["sample_rows"] == 1
 
 
 @pytest.mark.parametrize("opset", [9, 12, 18])

@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 
 from cnpass.document import Document, node_metadata
+from cnpass.nodes import label
 from cnpass.passes import Pipeline
 from cnpass.passes.analog import analog_nodes
 from cnpass.passes.base import PassPreconditionError
@@ -168,6 +169,20 @@ def test_a_reader_of_the_chip_keeps_it(gemm):
     plain = document.copy()
     LOWER.run(plain)
     assert "chip" in plain.overridable
+
+
+@pytest.mark.parametrize("names", [("m", "m"), ("m", "other"), ("", "m")])
+def test_labels_come_back(build, weight, names):
+    """A name is a label only where one node has it; an output's name that ends in it does not make it so."""
+    nodes = [
+        helper.make_node("MatMul", [a, "w"], [b], name)
+        for a, b, name in zip(("x", "xm"), ("xm", "y"), names, strict=True)
+    ]
+    document = Document.from_proto(build(nodes, {"w": weight(4, 4)}))
+    before = [label(node) for node in document.graph.nodes]
+    MAP.run(document)
+    LOWER.run(document)
+    assert [label(node) for node in document.graph.nodes] == before
 
 
 def test_nothing_to_lower(gemm):
