@@ -83,7 +83,7 @@ class _Optimization:
             mapped = test.prepare(best, setting.device, self.recipe.seed).mapped
             mapped.save(setting.output, force=setting.force)
             return OptimizeRecord(
-                **setting.common(test.notes),
+                **setting.common(best, test.notes),
                 metric=test.metric,
                 clean=test.clean,
                 after_clean=test.clean_of(best),

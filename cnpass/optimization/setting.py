@@ -44,12 +44,15 @@ from cnpass.runfolder import RunFolder
 from cnpass.runtime import ops
 from cnpass.runtime.devices import DeviceModel, make_device
 from cnpass.training.retrain import TrainResult
+from cnpass.training.writeback import unquantized
 
 R = TypeVar("R", bound=TrainRecipe)
 T = TypeVar("T", bound=Record)
 
 _RECORD = "record.json"
 _EFFORT = "effort.json"
+_NAMED = 5
+"""Weights that a note names, at most."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class Setting(Generic[R]):
         """Write the best rung, and return the fields of a record whose figures are of validation."""
         ladder.document.save(self.output, force=self.force)
         return {
-            **self.common(val.notes),
+            **self.common(ladder.document, val.notes),
             "metric": val.metric,
             "clean": val.clean,
             "after_clean": val.clean_of(ladder.document),
@@ -192,13 +195,17 @@ class Setting(Generic[R]):
         self.progress.warn(text)
         self.notes.append(text)
 
-    def common(self, more: list[str]) -> dict[str, Any]:
+    def common(self, best: Document, more: list[str]) -> dict[str, Any]:
         """Return the fields that every record has; the output is written by now.
 
         Args:
+            best: What was written, before it was mapped.
             more: What else there is to say.
         """
         dataset = self.dataset
+        floats = unquantized(self.document, best)
+        if floats:
+            self.notes.append(_stored_as_floats(floats))
         return {
             "input": str(self.document.path or ""),
             "output": str(self.output),
@@ -355,6 +362,15 @@ def _torch_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("option --train-on: torch finds no CUDA device here; use cpu")
     return torch.device("cpu" if asked == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def _stored_as_floats(weights: list[str]) -> str:
+    """Say which way trained weights went back that came in as integers."""
+    named = ", ".join(map(repr, weights[:_NAMED])) + (", ..." if len(weights) > _NAMED else "")
+    return (
+        f"{len(weights)} weights behind DequantizeLinear went back as float initializers, not requantised: "
+        f"{named}"
+    )
 
 
 def _check_data(dataset: Dataset) -> None:

@@ -14,12 +14,15 @@ from cnpass.errors import ModelError
 from cnpass.nodes import bodies, key
 from cnpass.weights import resolve
 
+_DEQUANTIZE = "DequantizeLinear"
+
 
 def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Put trained weights into a document in their own element type; all else stays as it is.
 
     A weight that a node makes of integers or of a shape (a dequantised one, for example) becomes an
-    initializer of the same name; the node loses its readers and is removed.
+    initializer of the same name, since steps of training are smaller than those of the integers; the node
+    loses its readers and is removed, with what led only to it.
 
     Args:
         document: the document that was lifted; it is changed.
@@ -39,6 +42,13 @@ def write_back(document: Document, weights: Mapping[str, torch.Tensor]) -> list[
         if _write(document, tensors[name], value.detach().cpu().numpy()):
             changed.append(name)
     return changed
+
+
+def unquantized(source: Document, written: Document) -> list[str]:
+    """Names of weights that ``source`` makes of integers and ``written`` stores as floats."""
+    tensors = written.local_tensors() | written.tensors()
+    made = (tensor for node in source.all_nodes() if node.op == _DEQUANTIZE for tensor in node.outputs)
+    return [key(tensor) for tensor in made if isinstance(tensors.get(key(tensor)), gs.Constant)]
 
 
 def _write(document: Document, tensor: gs.Tensor, value: np.ndarray) -> bool:
@@ -70,12 +80,9 @@ def _replace(constant: gs.Constant, value: np.ndarray) -> bool:
 
 def _detach(document: Document, tensor: gs.Variable, value: np.ndarray) -> None:
     """Let an initializer take the place of a tensor that a node makes; it goes if no output needs it."""
-    node = tensor.inputs[0]
-    given = (
-        *document.graph.outputs,
-        *(t for n in document.all_nodes() for b in bodies(n) for t in b.outputs),
-    )
-    kept = any(tensor is each for each in given)
+    given = {id(t) for t in document.graph.outputs}
+    given |= {id(t) for n in document.all_nodes() for b in bodies(n) for t in b.outputs}
+    kept = id(tensor) in given
     constant = gs.Constant(document.fresh(tensor.name) if kept else key(tensor), value)
     for reader in list(tensor.outputs):
         for slot, read in enumerate(reader.inputs):
@@ -83,7 +90,15 @@ def _detach(document: Document, tensor: gs.Variable, value: np.ndarray) -> None:
                 reader.inputs[slot] = constant
     if kept:
         return
-    node.inputs.clear()
-    node.outputs.clear()
+    dead: set[int] = set()
+    waiting = [tensor.inputs[0]]
+    while waiting:
+        node = waiting.pop()
+        if any(t.outputs or id(t) in given for t in node.outputs):
+            continue
+        dead.add(id(node))
+        waiting.extend(producer for read in node.inputs for producer in read.inputs)
+        node.inputs.clear()
+        node.outputs.clear()
     for nodes in document.node_lists():
-        nodes[:] = [each for each in nodes if each is not node]
+        nodes[:] = [each for each in nodes if id(each) not in dead]

@@ -144,6 +144,68 @@ def test_weights_in_local_functions_are_found(model: Path, tmp_path: Path) -> No
     assert record.before.std > 0  # chips differ, so the function's weight is on them
 
 
+def _quantised(model: Path) -> Path:
+    """The model as a quantiser leaves it: input and weights behind QuantizeLinear and DequantizeLinear."""
+    graph = (proto := onnx.load(model)).graph
+    weights = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    stored = {"s": np.float32([0.05]), "z": np.int8([0]), "one": np.float32(0.02), "zero": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], axis=1),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"], axis=1),
+        helper.make_node("QuantizeLinear", ["fc.float", "one", "zero"], ["fc.q"]),
+        helper.make_node("DequantizeLinear", ["fc.q", "one", "zero"], ["fc"]),
+    ]
+    for name in ("k1", "k2"):
+        scale = np.abs(weights[name]).max((1, 2, 3)) / 127
+        stored[f"{name}.q"] = np.rint(weights.pop(name) / scale[:, None, None, None]).astype(np.int8)
+        stored[f"{name}.s"], stored[f"{name}.z"] = scale, np.zeros(len(scale), np.int8)
+        nodes.append(
+            helper.make_node("DequantizeLinear", [f"{name}.{part}" for part in "qsz"], [name], axis=0)
+        )
+    stored |= {"fc.float": weights.pop("fc")} | weights
+    graph.node[0].input[0] = "xd"
+    nodes += graph.node
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
+    path = model.with_name("qdq.onnx")
+    path.write_bytes(proto.SerializeToString())
+    path.with_suffix(".npz").write_bytes(model.with_suffix(".npz").read_bytes())
+    return path
+
+
+def test_records_say_which_way_quantised_weights_went_back(model: Path) -> None:
+    path = _quantised(model)
+    note = (
+        "3 weights behind DequantizeLinear went back as float initializers, not requantised: 'fc', 'k1', 'k2'"
+    )
+    record = cnpass.retrain(path, **TRAINING)
+    assert record.kept
+    assert note in record.notes
+    written = onnx.load(path.with_name("qdq.retrained.onnx")).graph
+    ops = [node.op_type for node in written.node]
+    assert ops == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Conv",
+        "MaxPool",
+        "Conv",
+        "Relu",
+        "Reshape",
+        "MatMul",
+    ]
+    assert {i.name for i in written.initializer} == {"s", "z", "k1", "k2", "fc", "shape"}
+    optimized = cnpass.optimize(path, sigma=1.2, epochs=4, compensation=False, chips=10)
+    assert (note in optimized.notes) == any(rung.kept for rung in optimized.ladder[1:])
+    kept = cnpass.retrain(path, sigma=0.0, epochs=1, force=True)
+    assert not kept.kept
+    assert not any("requantised" in text for text in kept.notes)
+    same = onnx.load(path.with_name("qdq.retrained.onnx")).graph
+    assert [i.SerializeToString() for i in same.initializer] == [
+        i.SerializeToString() for i in onnx.load(path).graph.initializer
+    ]
+
+
 def test_weights_of_nan_end_before_any_training(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     for tensor in proto.graph.initializer:
