@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from cnpass.document import Document
 from cnpass.inspection import layout
 from cnpass.mapping import Product, plan
+from cnpass.nodes import label
 from cnpass.passes import analog
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -25,6 +26,10 @@ from cnpass.passes.base import (
     PassResult,
 )
 from cnpass.runtime import ops
+
+_TILE = 256
+"""Rows and columns of a tile where neither node nor option says."""
+_AS_THEY_ARE = f"default: as the nodes have it, else {_TILE}"
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
@@ -40,13 +45,18 @@ class ReplicateWeights(Pass):
     first. The new tiles are filled up. Every row of tiles that is added costs ADC conversions too.
 
     A weight that several nodes read gets one number of copies. If they read it in different ways (along and
-    across, or in different groups), it keeps one: its copies would lie on one column for one node only.
+    across, in different groups or tiles), it keeps one: its copies would lie on one column for one node only.
+
+    Where nodes have tiles (`map-crossbar{tile-rows=...}`), these are what copies fill: the runtime simulates
+    copies in them, so the options may not say otherwise.
     """
 
     name: ClassVar[str] = "replicate-weights"
 
-    tile_rows: int = Field(default=256, ge=1, description="rows of a crossbar tile")
-    tile_cols: int = Field(default=256, ge=1, description="columns of a crossbar tile")
+    tile_rows: int | None = Field(default=None, ge=1, description=f"rows of a crossbar tile, {_AS_THEY_ARE}")
+    tile_cols: int | None = Field(
+        default=None, ge=1, description=f"columns of a crossbar tile, {_AS_THEY_ARE}"
+    )
     max_copies: int = Field(
         default=ops.MAX_COPY + 1, ge=1, le=ops.MAX_COPY + 1, description="most devices per weight"
     )
@@ -55,9 +65,18 @@ class ReplicateWeights(Pass):
     )
 
     def requires(self, document: Document) -> None:
-        """There are analog nodes."""
+        """There are analog nodes, and their tiles are those of the options."""
         if not any(True for _ in analog.analog_nodes(document)):
             raise PassPreconditionError(self.name, "the model has no analog node; put map-crossbar before it")
+        for node in analog.analog_nodes(document):
+            for name, asked in ((ops.TILE_ROWS, self.tile_rows), (ops.TILE_COLS, self.tile_cols)):
+                present = node.attrs.get(name, 0)
+                if present and asked not in (None, present):
+                    option = name.replace("_", "-")
+                    raise PassPreconditionError(
+                        self.name,
+                        f"node {label(node)!r} has {option} {present}, the option says {asked}; leave it out",
+                    )
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
@@ -71,15 +90,16 @@ class ReplicateWeights(Pass):
             if entry.product is None or entry.node.attrs.get("device") == ops.PROGRAMMED:
                 notes.append(f"node {entry.label!r} stays: its weight is programmed already")
             else:
-                use = _Use(entry.node, replace(entry.product, copies=1))
-                uses[entry.product.weight.key].append(use)
-        products = {}
+                uses[entry.product.weight.key].append(
+                    _Use(entry.node, self._matrix(entry.node, entry.product))
+                )
+        matrices = {}
         for key, found in uses.items():
             if len({use.way for use in found}) == 1:
-                products[key] = found[0].product
+                matrices[key] = found[0].matrix
             else:
                 notes.append(f"weight {key!r} keeps one copy: nodes read it in different ways")
-        copies, added = self._copies(products)
+        copies, added = self._copies(matrices)
         wanted = {id(use.node): copies.get(key, 1) for key, found in uses.items() for use in found}
         modified = _write(nodes, wanted)
         if modified and analog.drop_bodies(document):
@@ -92,13 +112,18 @@ class ReplicateWeights(Pass):
             done += f"; {added} tiles added"
         return PassResult(modified, (done, *notes))
 
-    def _copies(self, products: dict[str, Product]) -> tuple[dict[str, int], int]:
+    def _matrix(self, node: gs.Node, product: Product) -> _Matrix:
+        rows = node.attrs.get(ops.TILE_ROWS) or self.tile_rows or _TILE
+        cols = node.attrs.get(ops.TILE_COLS) or self.tile_cols or _TILE
+        return _Matrix(product, rows, cols)
+
+    def _copies(self, matrices: dict[str, _Matrix]) -> tuple[dict[str, int], int]:
         """Copies of every weight, and how many tiles they add."""
-        copies = {key: self._most(product, self._tiles(product, 1)) for key, product in products.items()}
+        copies = {key: self._most(matrix, matrix.tiles(1)) for key, matrix in matrices.items()}
         heap = [
             offer
-            for order, (key, product) in enumerate(products.items())
-            if (offer := self._offer(order, key, product, copies[key]))
+            for order, (key, matrix) in enumerate(matrices.items())
+            if (offer := self._offer(order, key, matrix, copies[key]))
         ]
         heapq.heapify(heap)
         left = self.extra_tiles
@@ -108,27 +133,35 @@ class ReplicateWeights(Pass):
             if offer.tiles <= left:
                 left -= offer.tiles
                 copies[offer.key] = offer.copies
-                following = self._offer(offer.order, offer.key, products[offer.key], offer.copies)
+                following = self._offer(offer.order, offer.key, matrices[offer.key], offer.copies)
                 if following:
                     heapq.heappush(heap, following)
         return copies, self.extra_tiles - left
 
-    def _offer(self, order: int, key: str, product: Product, copies: int) -> _Offer | None:
+    def _offer(self, order: int, key: str, matrix: _Matrix, copies: int) -> _Offer | None:
         """The fewest tiles that give a weight more copies than it has; None if it may have no more."""
         if not self.extra_tiles or copies >= self.max_copies:
             return None
-        tiles = self._tiles(product, copies + 1)
-        more = self._most(product, tiles)
-        added = tiles - self._tiles(product, copies)
+        tiles = matrix.tiles(copies + 1)
+        more = self._most(matrix, tiles)
+        added = tiles - matrix.tiles(copies)
         return _Offer((Fraction(1, more) - Fraction(1, copies)) / added, order, key, more, added)
 
-    def _tiles(self, product: Product, copies: int) -> int:
-        return layout(replace(product, copies=copies), self.tile_rows, self.tile_cols).tiles
-
-    def _most(self, product: Product, tiles: int) -> int:
+    def _most(self, matrix: _Matrix, tiles: int) -> int:
         """The most copies of a weight that fit into so many tiles; at least 1."""
-        numbers = range(1, self.max_copies + 1)
-        return max(1, bisect_right(numbers, tiles, key=lambda copies: self._tiles(product, copies)))
+        return max(1, bisect_right(range(1, self.max_copies + 1), tiles, key=matrix.tiles))
+
+
+class _Matrix(NamedTuple):
+    """A weight and the tiles that it lies in."""
+
+    product: Product
+    tile_rows: int
+    tile_cols: int
+
+    def tiles(self, copies: int) -> int:
+        """Tiles that so many copies take."""
+        return layout(replace(self.product, copies=copies), self.tile_rows, self.tile_cols).tiles
 
 
 class _Offer(NamedTuple):
@@ -145,13 +178,14 @@ class _Use(NamedTuple):
     """A node that reads a weight."""
 
     node: gs.Node
-    product: Product
+    matrix: _Matrix
 
     @property
     def way(self) -> tuple[int, ...]:
         """What all nodes must have in common for copies to lie on columns of each."""
         axis = ops.column_axis(self.node.op, self.node.attrs.get(ops.WEIGHT_PERM))
-        return axis, self.product.rows, self.product.cols, self.product.groups
+        product, *tile = self.matrix
+        return axis, product.rows, product.cols, product.groups, *tile
 
 
 def _write(nodes: list[gs.Node], copies: Mapping[int, int]) -> bool:

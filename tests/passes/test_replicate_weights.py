@@ -156,6 +156,42 @@ def test_chips_hold_the_mean_of_the_copies(build, weight):
     np.testing.assert_allclose(body, x @ held, rtol=1e-5, atol=1e-6)
 
 
+def tiled(build, rows: int, cols: int) -> Document:
+    """A convolution of 75 rows, mapped in tiles of a size."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "c")
+    weights = {"w": np.ones((6, 3, 5, 5), np.float32)}
+    document = Document.from_proto(build([node], weights, inputs={"x": ["n", 3, 9, 9]}))
+    Pipeline.parse(f"map-crossbar{{tile-rows={rows},tile-cols={cols}}}").run(document, [Verifying()])
+    return document
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "expected"),
+    [(150, "", 2), (149, "", None), (0, "", 3), (0, "{tile-rows=150}", 2), (150, "{tile-rows=150}", 2)],
+)
+def test_tiles_of_the_nodes_are_filled(build, rows, options, expected):
+    document = tiled(build, rows, 4)
+    Pipeline.parse(f"replicate-weights{options}").run(document, [Verifying()])
+    assert copies(document) == [expected]
+    assert [node.attrs["tile_cols"] for node in analog_nodes(document)] == [4]
+
+
+@pytest.mark.parametrize("option", ["tile-rows=256", "tile-cols=256"])
+def test_options_against_the_tiles_of_the_nodes(build, option):
+    name = option.partition("=")[0]
+    with pytest.raises(PassPreconditionError, match=f"node 'c' has {name} 64, the option says 256; leave it"):
+        Pipeline.parse(f"replicate-weights{{{option}}}").run(tiled(build, 64, 64))
+
+
+def test_a_weight_in_tiles_of_two_sizes_keeps_one_copy(build, weight):
+    nodes = [helper.make_node("MatMul", [a, "w"], [b], b) for a, b in (("x", "h"), ("h", "y"))]
+    document = Document.from_proto(build(nodes, {"w": weight(4, 4)}))
+    Pipeline.parse("map-crossbar{tile-rows=9,portable=never}").run(document)
+    next(analog_nodes(document)).attrs["tile_rows"] = 12
+    notes = Pipeline.parse("replicate-weights").run(document).notes
+    assert notes[1:] == ("replicate-weights: weight 'w' keeps one copy: nodes read it in different ways",)
+
+
 def test_needs_analog_nodes(build):
     with pytest.raises(PassPreconditionError, match="no analog node; put map-crossbar before it"):
         Pipeline.parse("replicate-weights").run(chain(build, 4, 4))
