@@ -84,7 +84,7 @@ def infer(document: Document) -> Shapes:
         known |= _known(model)
         if not shape_arithmetic.fold(model, known, document.opset):
             break
-    return Shapes(known, _batch([known.get(value.name) for value in ends]))
+    return Shapes(known, _batch(ends))
 
 
 def _known(model: ModelProto) -> dict[str, Shape]:
@@ -108,9 +108,9 @@ def _dims(value: ValueInfoProto) -> Shape:
     return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim)
 
 
-def _batch(shapes: list[Shape | None]) -> int:
-    """The fixed leading dimension that all inputs and outputs share, else 1."""
-    leading = {shape[0] if shape else None for shape in shapes}
+def _batch(values: list[ValueInfoProto]) -> int:
+    """The fixed leading dimension that all inputs and outputs are declared with, else 1."""
+    leading = {(_dims(value) or (None,))[0] if _has_shape(value) else None for value in values}
     only = leading.pop() if len(leading) == 1 else None
     return only or 1
 

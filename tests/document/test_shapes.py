@@ -34,6 +34,7 @@ def test_fixed_batch_is_divided_by(build):
 def test_what_selects_a_chip_is_no_sample(build, ir_version):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     model = build(nodes, {"w": np.ones((3, 5), np.float32)}, inputs={"x": [8, 3]}, ir_version=ir_version)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 5]))
     if ir_version == 3:  # where every initializer is an input as well
         model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 5]))
     document = Document.from_proto(model)

@@ -36,7 +36,7 @@ def conv(build, shape, x, **attributes) -> Document:
         ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (18, 4), 2, 9 * 8),
         ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (36, 4), 2, 9 * 8),
         ((8, 2, 3, 3), ["n", 4, 5, 5], {"group": 2}, (36, 8), 1, 9 * 8),
-        ((6, 3, 5, 5), [4, 3, 9, 9], {}, (256, 256), 1, 25 * 6),
+        ((6, 3, 5, 5), [4, 3, 9, 9], {}, (256, 256), 1, 25 * 6 * 4),
     ],
 )
 def test_tiles_and_conversions(build, shape, x, attributes, tile, tiles, conversions):
