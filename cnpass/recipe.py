@@ -18,6 +18,7 @@ from cnpass.errors import UsageError
 from cnpass.options import Assignments, Duration, Names, Numbers
 
 Layout = Literal["nchw", "nhwc"]
+Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
 
 
 class Recipe(BaseModel):
@@ -202,6 +203,10 @@ class SearchRecipe(TrainRecipe):
     verb: ClassVar[str] = "search"
 
     trials: int = Field(default=40, ge=1, le=10_000, description="placements that the search tries")
+    sampler: Sampler = Field(
+        default="tpe",
+        description="what proposes them: tpe, nsga2 (figure against overhead), reinforce, or random",
+    )
     max_overhead: FiniteFloat = Field(
         default=0.05,
         ge=0,

@@ -234,6 +234,9 @@ class Trial(Frozen):
 
     placement: list[Placement]
     value: float = Field(description="mean figure on the search's validation chips, with shared weights")
+    chips: int = Field(
+        ge=1, description="chips measured; fewer than of others where it was surely worse than the best one"
+    )
     overhead: Overhead
 
 
@@ -248,6 +251,10 @@ class SearchRecord(TrainedRecord):
         description="by node, the figure with variation in it and all analog nodes that follow"
     )
     trials: list[Trial]
+    front: list[Trial] = Field(
+        description="the trials, all chips measured, that none beats at the same or a lower overhead; "
+        "of parameters and MACs the larger one counts; the cheapest first"
+    )
     placement: list[Placement]
     overhead: Overhead
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cnpass.cli.console import Console, Format, percent
 from cnpass.cli.evaluate import UNITS, shown
 from cnpass.cli.optimize import print_placement, print_points
 from cnpass.cli.verbs import ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.recipe import SearchRecipe
-from cnpass.records import Placement
+from cnpass.records import Placement, SearchRecord, Trial
 from cnpass.runfolder import default_run
 
 SHOWN = 10
-"""Trials in the table; the record has all."""
+"""Trials in the first table; the record has all."""
 
 
 def run(
@@ -41,9 +43,22 @@ def run(
         return
     print_points(record, record.n.val, "validation", console)
     console.line()
-    best = sorted(record.trials, key=lambda trial: -trial.value)[:SHOWN]
+    whole = max(trial.chips for trial in record.trials) if record.trials else 0
+    measured = [trial for trial in record.trials if trial.chips == whole]
+    _print(sorted(measured, key=lambda trial: -trial.value)[:SHOWN], record, "best placements", console)
+    given_up = len(record.trials) - len(measured)
+    if given_up:
+        console.line(f"{given_up} more of {len(record.trials)} were given up as surely worse")
+    console.line()
+    _print(record.front, record, "what each overhead buys", console)
+    console.line()
+    print_placement(record.placement, record.overhead, console)
+    console.line(f"wrote {record.output}")
+
+
+def _print(trials: Sequence[Trial], record: SearchRecord, title: str, console: Console) -> None:
     console.table(
-        (f">shared weights, {UNITS[record.metric]}", ">parameters", ">MACs", "placement"),
+        (f">shared weights, {UNITS[record.metric]}", ">parameters", ">MACs", title),
         (
             (
                 shown(trial.value, record.metric),
@@ -51,12 +66,9 @@ def run(
                 percent(trial.overhead.macs),
                 ", ".join(map(_short, trial.placement)) or "none",
             )
-            for trial in best
+            for trial in trials
         ),
     )
-    console.line()
-    print_placement(record.placement, record.overhead, console)
-    console.line(f"wrote {record.output}")
 
 
 def _short(place: Placement) -> str:

@@ -21,7 +21,7 @@ from cnpass.document import Document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import feeding, metrics
 from cnpass.evaluation.pool import Pool, default_workers
-from cnpass.evaluation.runner import Job, Unit
+from cnpass.evaluation.runner import ChipRunner, Job, Unit
 from cnpass.evaluation.statistics import half_width, summarise
 from cnpass.passes import analog
 from cnpass.passes.lower_analog import LowerAnalog
@@ -103,7 +103,7 @@ class MonteCarlo:
         self._workers = workers or default_workers()
         self._progress = progress or Progress()
         self._folder = _scratch(folder)
-        self._pools: dict[feeding.Feed, Pool] = {}
+        self._pools: dict[feeding.Feed, Pool[Job, Unit, float]] = {}
         self._arranged: dict[str, tuple[Document, feeding.Feed]] = {}
         self._saved = 0
         self.notes: list[str] = []
@@ -291,7 +291,7 @@ class MonteCarlo:
             for outcome in self._pool(feed).run([Unit(str(path), chip) for chip in chips]):
                 yield outcome.unit.chip, outcome.value, outcome.seconds
 
-    def _pool(self, feed: feeding.Feed) -> Pool:
+    def _pool(self, feed: feeding.Feed) -> Pool[Job, Unit, float]:
         if feed not in self._pools:
             inputs = {}
             for i, (name, array) in enumerate(self._split.inputs.items()):
@@ -300,7 +300,7 @@ class MonteCarlo:
             expected = self._folder / "expected.npy"
             np.save(expected, self._expected)
             job = Job(inputs, str(expected), self.metric, feed.batch, feed.padded)
-            self._pools[feed] = Pool(job, self._workers, self._folder)
+            self._pools[feed] = Pool(ChipRunner, job, self._workers, self._folder)
         return self._pools[feed]
 
     @cached_property

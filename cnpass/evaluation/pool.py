@@ -1,4 +1,4 @@
-"""Many chips at once: worker processes, each with one session on one thread."""
+"""Many pieces of work at once: worker processes, each on one thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self
 
 from cnpass import errors
 from cnpass.errors import CnpassError
-from cnpass.evaluation.runner import JOB, UNIT, Job, Outcome, Runner, Unit
+from cnpass.evaluation.work import J, Outcome, Runner, U, V
 
 AHEAD = 2
 """Units that a worker holds at most, so that it never waits for the next."""
@@ -26,37 +26,38 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class _Worker:
+class _Worker(Generic[J, U, V]):
     """One process and the units it holds."""
 
-    def __init__(self, job: Job, log: Path) -> None:
+    def __init__(self, runner: type[Runner[J, U, V]], job: J, log: Path) -> None:
         self.log = log
-        self.units: deque[Unit] = deque()
+        self.units: deque[U] = deque()
+        self._kind = runner
         self._tail = b""
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),
             "OMP_NUM_THREADS": "1",
         }
         with log.open("wb") as errors_to:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cnpass.evaluation.worker"],
+            self._process = subprocess.Popen(  # noqa: S603 (a module of ours)
+                [sys.executable, "-P", "-m", "cnpass.evaluation.worker", runner.address()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors_to,
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends the workers
             )
-        self._send(JOB.dump_json(job))
+        self._send(runner.jobs.dump_json(job))
 
     def fileno(self) -> int:
         """Where answers come from."""
         assert self._process.stdout is not None  # noqa: S101 (it is a pipe)
         return self._process.stdout.fileno()
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: U) -> None:
         """Hand over one more unit."""
         self.units.append(unit)
-        self._send(UNIT.dump_json(unit))
+        self._send(self._kind.units.dump_json(unit))
 
     def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None  # noqa: S101 (it is a pipe)
@@ -66,7 +67,7 @@ class _Worker:
         except BrokenPipeError:
             raise self._death() from None
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[Outcome[U, V]]:
         """The answers that have arrived.
 
         Raises:
@@ -89,9 +90,7 @@ class _Worker:
             how = f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "")
         else:
             how = f"ended with status {code}" + (f": {said[-1]}" if said else "")
-        return CnpassError(
-            f"a worker process {how}; fewer --workers need less memory, finished chips are kept"
-        )
+        return CnpassError(f"a worker process {how}; fewer --workers need less memory, finished work is kept")
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
@@ -105,35 +104,38 @@ class _Worker:
                     continue
 
 
-class Pool:
+class Pool(Generic[J, U, V]):
     """Runs units of one job; use it in a ``with``. With one worker, everything happens in this process.
 
     Args:
+        runner: what measures them.
         job: what the units share.
         workers: number of processes.
         folder: for what workers say when they fail.
     """
 
-    def __init__(self, job: Job, workers: int, folder: Path) -> None:
+    def __init__(self, runner: type[Runner[J, U, V]], job: J, workers: int, folder: Path) -> None:
+        self._kind = runner
         self._job = job
         self._count = workers
         self._folder = folder
-        self._workers: list[_Worker] = []
-        self._runner: Runner | None = None
+        self._workers: list[_Worker[J, U, V]] = []
+        self._runner: Runner[J, U, V] | None = None
 
-    def run(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def run(self, units: Iterable[U]) -> Iterator[Outcome[U, V]]:
         """The outcomes, as they arrive. Closing the iterator early leaves nothing behind.
 
         Raises:
             CnpassError: a unit failed, or a worker process died.
         """
         if self._count == 1:
-            self._runner = self._runner or Runner(self._job)
+            self._runner = self._runner or self._kind(self._job)
             yield from map(self._runner.measure, units)
             return
         waiting = deque(units)
         while len(self._workers) < min(self._count, len(waiting)):
-            self._workers.append(_Worker(self._job, self._folder / f"worker-{len(self._workers)}.log"))
+            log = self._folder / f"worker-{len(self._workers)}.log"
+            self._workers.append(_Worker(self._kind, self._job, log))
         try:
             with selectors.DefaultSelector() as selector:
                 for worker in self._workers:
@@ -147,7 +149,7 @@ class Pool:
             if any(worker.units for worker in self._workers):
                 self.close()
 
-    def _fill(self, waiting: deque[Unit]) -> None:
+    def _fill(self, waiting: deque[U]) -> None:
         for worker in self._workers * AHEAD:
             if waiting and len(worker.units) < AHEAD:
                 worker.give(waiting.popleft())

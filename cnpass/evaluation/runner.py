@@ -1,9 +1,8 @@
-"""The unit of work: one chip over all samples. It knows nothing but the job, so it runs in any process."""
+"""One chip of a mapped model over all samples, as a unit of work."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from pydantic.dataclasses import dataclass as record
 
 from cnpass.evaluation.feeding import Feed, first_outputs
 from cnpass.evaluation.metrics import Meter
+from cnpass.evaluation.work import Outcome, Runner
 from cnpass.records import Metric
 from cnpass.runtime.session import Session
 
@@ -43,17 +43,11 @@ class Unit:
     chip: int
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a unit came to."""
-
-    unit: Unit
-    value: float
-    seconds: float
-
-
-class Runner:
+class ChipRunner(Runner[Job, Unit, float]):
     """Measures chips. The arrays are mapped into memory, so that processes share them."""
+
+    jobs = TypeAdapter(Job)
+    units = TypeAdapter(Unit)
 
     def __init__(self, job: Job) -> None:
         self._inputs = {name: np.load(path, mmap_mode="r") for name, path in job.inputs.items()}
@@ -63,7 +57,7 @@ class Runner:
         self._model = ""
         self._session: Session | None = None
 
-    def measure(self, unit: Unit) -> Outcome:
+    def measure(self, unit: Unit) -> Outcome[Unit, float]:
         """Run every sample on one chip."""
         start = time.perf_counter()
         if self._session is None or unit.model != self._model:
@@ -75,7 +69,3 @@ class Runner:
             meter.add(output, self._expected[position : position + len(output)])
             position += len(output)
         return Outcome(unit, meter.value(), time.perf_counter() - start)
-
-
-JOB: TypeAdapter[Job] = TypeAdapter(Job)
-UNIT: TypeAdapter[Unit] = TypeAdapter(Unit)

@@ -1,6 +1,6 @@
-"""A worker process: JSON lines in (the job, then units), JSON lines out (outcomes).
+"""A worker process of a runner: JSON lines in (the job, then units), JSON lines out (outcomes).
 
-It ends as soon as its input closes, even in the middle of a chip, so that none outlives its parent.
+It ends as soon as its input closes, even in the middle of a unit, so that none outlives its parent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TextIO
 
 from cnpass.allocator import keep_freed_memory
 from cnpass.errors import CnpassError
-from cnpass.evaluation.runner import JOB, UNIT, Runner
+from cnpass.evaluation.work import find_runner
 
 
 def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
@@ -24,15 +24,16 @@ def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
 
 
 def main() -> None:
-    """Serve until the input closes."""
+    """Serve the runner named on the command line until the input closes."""
     keep_freed_memory()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, lines), daemon=True).start()
-    runner = Runner(JOB.validate_json(lines.get()))
+    kind = find_runner(sys.argv[1])
+    runner = kind(kind.jobs.validate_json(lines.get()))
     while True:
-        unit = UNIT.validate_json(lines.get())
+        unit = kind.units.validate_json(lines.get())
         try:
             outcome = runner.measure(unit)
             answer = json.dumps({"value": outcome.value, "seconds": outcome.seconds})

@@ -82,12 +82,16 @@ class Job:
 
     def forward(self, document: Document) -> Forward:
         """Lift a variant of the source, with its batch size freed where that is safe."""
+        arranged, rows = self.arranged(document)
+        return Forward(lift(arranged).to(self.torch_device), rows)
+
+    def arranged(self, document: Document) -> tuple[Document, int | None]:
+        """Return a variant of the source as samples reach it, and samples per call where it fixes them."""
         arranged, feed, note = feeding.arrange(document, self.val.inputs, self._scratch)
         if note and note not in self._told:
             self._told.append(note)
             self.progress.note(f"training: {note}")
-        rows = feed.batch if feed.padded or feed.batch == 1 else None
-        return Forward(lift(arranged).to(self.torch_device), rows)
+        return arranged, feed.batch if feed.padded or feed.batch == 1 else None
 
     @cached_property
     def untrainable(self) -> str | None:

@@ -71,13 +71,21 @@ def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
             candidates=list(searched.candidates.nodes),
             excluded=searched.candidates.excluded,
             suffix=searched.candidates.suffix,
-            trials=[
-                Trial(placement=_listed(placement), value=value, overhead=searched.overhead(placement))
-                for placement, value in searched.figures.items()
-            ],
+            trials=[_trial(searched, placement) for placement in searched.figures],
+            front=[_trial(searched, placement) for placement in searched.front],
             placement=_listed(ladder.placement),
             overhead=overhead(ladder.document),
         )
+
+
+def _trial(searched: stages.Searched, placement: space.Placement) -> Trial:
+    figures = searched.figures[placement]
+    return Trial(
+        placement=_listed(placement),
+        value=sum(figures) / len(figures),
+        chips=len(figures),
+        overhead=searched.overhead(placement),
+    )
 
 
 def _listed(placement: space.Placement) -> list[Placement]:

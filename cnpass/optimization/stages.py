@@ -6,29 +6,41 @@ result back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
 from cnpass.compensation.overhead import cost, overhead, weight_keys
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
+from cnpass.evaluation.pool import default_workers
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
+from cnpass.placement.measuring import Measurer, write_job
 from cnpass.placement.search import search
 from cnpass.placement.sharing import Supernet, insert_all, train_shared
-from cnpass.placement.space import RATIOS, Placement
+from cnpass.placement.space import RATIOS, Placement, Space
+from cnpass.recipe import SearchRecipe
 from cnpass.records import Overhead
+from cnpass.training.forward import Forward
+from cnpass.training.lift import lift
 from cnpass.training.retrain import TrainOptions, TrainResult, train
 from cnpass.training.schedule import MOST_MACS, seed_of
+from cnpass.training.validation import Validator
 from cnpass.training.writeback import write_back
 
 _FEWEST_FIT_CHIPS = 32
+_MACS_FOR_PROCESSES = 1e11
+"""Multiply-accumulates of a search from which on several processes save more time than they take to start."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +126,67 @@ class Searched:
     Attributes:
         placed: The best placement that has any compensation, with its share of the shared weights.
         candidates: Nodes that could be compensated, and why the others could not.
-        figures: The figure of every placement that was measured, in the order of the trials.
+        figures: The figures of every placement that was measured, chip by chip, in the order of the trials.
+        front: The placements that none beats at the same or a lower overhead, the cheapest first.
         overhead: Tells what a placement costs.
     """
 
     placed: Placed
     candidates: Candidates
-    figures: Mapping[Placement, float] = field(default_factory=dict)
+    figures: Mapping[Placement, tuple[float, ...]] = field(default_factory=dict)
+    front: tuple[Placement, ...] = ()
     overhead: Callable[[Placement], Overhead] = lambda _: Overhead(params=0.0, macs=0.0)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A trained network that holds every placement.
+
+    Attributes:
+        supernet: The network.
+        space: The placements within the overhead allowed.
+        weights: Its trained weights by key.
+        document: It as samples reach it, with these weights.
+        rows: Samples per call where that document fixes them.
+        training: How its training went.
+    """
+
+    supernet: Supernet
+    space: Space
+    weights: Mapping[str, torch.Tensor]
+    document: Document
+    rows: int | None
+    training: TrainResult
+
+
+def share(job: Job, document: Document, nodes: Sequence[str], effort: Effort) -> Shared | None:
+    """Train weights that all placements share; None if the overhead allowed has room for none.
+
+    Args:
+        job: The job.
+        document: The document to compensate.
+        nodes: Labels of the candidates.
+        effort: How long.
+    """
+    supernet = Supernet(document, nodes, job.kinds, RATIOS, seed=job.recipe.seed)
+    space = supernet.space(job.max_overhead)
+    if not space.cheapest():
+        return None
+    network, rows = job.arranged(supernet.document)
+    forward = Forward(lift(network).to(job.torch_device), rows)
+    trained = train_shared(
+        supernet,
+        space,
+        forward,
+        job.problem,
+        _options(job, effort.shared, "search"),
+        path=job.folder / "shared.pt",
+        progress=job.progress,
+    )
+    weights = forward.module.weights
+    network = network.copy()
+    write_back(network, {key: weights[key] for key in supernet.keys & weights.keys()})
+    return Shared(supernet, space, weights, network, rows, trained)
 
 
 def place(job: Job, document: Document, effort: Effort) -> Searched:
@@ -133,33 +198,44 @@ def place(job: Job, document: Document, effort: Effort) -> Searched:
     notes = (candidates.note,) if candidates.note else ()
     if not candidates.nodes:
         return Searched(Placed(document, (), (*notes, "no node can be compensated")), candidates)
-    supernet = Supernet(document, candidates.nodes, job.kinds, RATIOS, seed=job.recipe.seed)
-    space = supernet.space(job.max_overhead)
-    if not space.cheapest():
+    shared = share(job, document, candidates.nodes, effort)
+    if shared is None:
         why = "no compensation fits the overhead allowed"
         return Searched(Placed(document, (), (*notes, why)), candidates)
-    forward = job.forward(supernet.document)
-    trained = train_shared(
-        supernet,
-        space,
-        forward,
-        job.problem,
-        _options(job, effort.shared, "search"),
-        path=job.folder / "shared.pt",
-        progress=job.progress,
-    )
-    weights = forward.module.weights
-    found = search(
-        space,
-        lambda placement: job.search_validator.score(forward, supernet.stand_ins(weights, placement)),
-        trials=effort.trials,
-        seed=job.recipe.seed,
-        storage=job.folder / "study.db",
-        progress=job.progress,
-    )
-    extracted = supernet.extract(weights, found.compensated)
-    placed = Placed(extracted, found.compensated, (*notes, *trained.notes), trained.epochs)
-    return Searched(placed, candidates, found.figures, space.overhead)
+    with measuring(job, shared, effort.trials) as measurer:
+        found = search(
+            shared.space,
+            measurer,
+            trials=effort.trials,
+            seed=job.recipe.seed,
+            sampler=job.recipe.sampler if isinstance(job.recipe, SearchRecipe) else "tpe",
+            storage=job.folder / "study.db",
+            progress=job.progress,
+        )
+    extracted = shared.supernet.extract(shared.weights, found.compensated)
+    placed = Placed(extracted, found.compensated, (*notes, *shared.training.notes), shared.training.epochs)
+    return Searched(placed, candidates, found.figures, found.front, shared.space.overhead)
+
+
+@contextmanager
+def measuring(job: Job, shared: Shared, trials: int) -> Iterator[Measurer]:
+    """Give what measures placements on the search's validation samples, in as many processes as pay."""
+    folder = job.folder / "placements"
+    folder.mkdir(exist_ok=True)
+    validator = job.search_validator
+    work = write_job(folder, shared.supernet, shared.document, shared.rows, validator)
+    with Measurer(work, _workers(job, validator, trials), folder) as measurer:
+        yield measurer
+    shutil.rmtree(folder)
+
+
+def _workers(job: Job, validator: Validator, trials: int) -> int:
+    """Return how many processes measure placements: as told, or several where there is much to measure."""
+    if job.torch_device.type != "cpu":
+        return 1
+    macs = cost(job.plan.nodes).macs or 1
+    work = trials * len(validator.samples) * len(validator.chips) * macs
+    return job.recipe.workers or (default_workers() if work >= _MACS_FOR_PROCESSES else 1)
 
 
 def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, TrainResult]:

@@ -37,7 +37,11 @@ class Supernet:
     """A document with all kinds of compensation at every candidate node.
 
     Attributes:
-        document: The document; at first it computes what the one without compensation does.
+        base: The document without compensation.
+        nodes: Labels of the candidates.
+        kinds: Kinds of compensation.
+        ratios: Widths that a placement may have.
+        document: The document; at first it computes what the base does.
         keys: Keys of the compensation's weights.
     """
 
@@ -59,8 +63,8 @@ class Supernet:
             ratios: Widths that a placement may have, as fractions of the output channels.
             seed: Seed of the generators' initial weights.
         """
-        self._base, self._seed = base, seed
-        self._nodes, self._kinds, self._ratios = tuple(nodes), tuple(kinds), tuple(ratios)
+        self.base, self._seed = base, seed
+        self.nodes, self.kinds, self.ratios = tuple(nodes), tuple(kinds), tuple(ratios)
         widest = [Choice(node, kind, max(ratios)) for node in nodes for kind in kinds]
         self.document, self._insertions = insert_all(base, widest, seed=seed)
         self._identity = {
@@ -82,17 +86,17 @@ class Supernet:
         since every kind's maps grow with the width along one axis.
         """
         narrow = [Choice(node, kind, 0.0) for node, kind in self._insertions]
-        thin, thin_insertions = insert_all(self._base, narrow, seed=self._seed)
+        thin, thin_insertions = insert_all(self.base, narrow, seed=self._seed)
         wide, small = _costs(self.document, self._insertions), _costs(thin, thin_insertions)
         costs = {
             Choice(node, kind, ratio): _between(
                 small[node, kind], wide[node, kind], insertion.width, width_of(ratio, insertion.site)
             )
             for (node, kind), insertion in self._insertions.items()
-            for ratio in self._ratios
+            for ratio in self.ratios
         }
-        base = cost(n for n in plan(self._base).nodes if not is_compensation(n))
-        return Space(self._nodes, self._kinds, self._ratios, costs, base, limit)
+        base = cost(n for n in plan(self.base).nodes if not is_compensation(n))
+        return Space(self.nodes, self.kinds, self.ratios, costs, base, limit)
 
     def stand_ins(self, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:
         """Return the tensors that make the network compute a placement; gradients flow to what it uses.
@@ -133,7 +137,7 @@ class Supernet:
             weights: The network's weights by key.
             placement: What to insert.
         """
-        document, insertions = insert_all(self._base, placement, seed=self._seed)
+        document, insertions = insert_all(self.base, placement, seed=self._seed)
         values: dict[str, np.ndarray] = {}
         for place, insertion in insertions.items():
             wide = self._insertions[place]

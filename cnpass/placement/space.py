@@ -60,15 +60,35 @@ class Space:
         known = len(macs) == len(chosen) and self.base.macs is not None
         return Cost(sum(c.params for c in chosen), sum(macs) if known else None).over(self.base)
 
+    def share(self, placement: Iterable[Choice]) -> float:
+        """Return what the limit is on: the larger of both overheads, as a fraction."""
+        cost = self.overhead(placement)
+        return max(cost.params, cost.macs or 0.0)
+
     def excess(self, placement: Iterable[Choice]) -> float:
         """Return by how much a placement is above the limit; 0 or less is allowed."""
-        cost = self.overhead(placement)
-        return max(cost.params, cost.macs or 0.0) - self.limit
+        return self.share(placement) - self.limit
+
+    def fitted(self, choices: Iterable[Choice], first: str) -> Placement:
+        """Bring a proposal within the limit: each node in turn is as wide as proposed or as the limit allows.
+
+        Args:
+            choices: At most one per node; if they are within the limit, they stay as they are.
+            first: Label of the node whose turn comes first; the others follow in their order, in a circle.
+        """
+        start, wanted = self.nodes.index(first), {choice.node: choice for choice in choices}
+        taken: list[Choice] = []
+        for node in (*self.nodes[start:], *self.nodes[:start]):
+            if node in wanted:
+                choice = wanted[node]
+                narrower = [Choice(node, choice.kind, r) for r in self.ratios if r <= choice.ratio]
+                taken += [way for way in narrower if self.excess([*taken, way]) <= 0][-1:]
+        return self.ordered(taken)
 
     def cheapest(self) -> Placement:
         """Compensate as many nodes as the limit allows, each in its cheapest way, the cheapest first."""
-        ways = {node: min(self._ways(node), key=self._share) for node in self.nodes}
-        return self._fill(sorted(ways.values(), key=self._share))
+        ways = {node: min(self._ways(node), key=self._cost) for node in self.nodes}
+        return self._fill(sorted(ways.values(), key=self._cost))
 
     def widest(self) -> Placement:
         """Widen the cheapest placement step by step, node after node in turn, as far as the limit allows."""
@@ -101,8 +121,8 @@ class Space:
     def _ways(self, node: str) -> Iterator[Choice]:
         return (Choice(node, kind, ratio) for kind, ratio in product(self.kinds, self.ratios))
 
-    def _share(self, choice: Choice) -> float:
-        return self.excess([choice])
+    def _cost(self, choice: Choice) -> float:
+        return self.share([choice])
 
     def _fill(self, choices: Iterable[Choice]) -> Placement:
         """Take choices in turn, but for those that would go above the limit."""

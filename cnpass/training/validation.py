@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,11 @@ class Validator:
 
     def values(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> list[float]:
         """Return the metric of every chip; ``weights`` stand in for digital ones."""
-        with torch.no_grad():
-            return [self._measure(forward, chip, weights or {}) for chip in self.chips]
+        return list(self.figures(forward, weights))
+
+    def figures(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> Iterator[float]:
+        """Measure chip after chip, as they are asked for; ``weights`` stand in for digital ones."""
+        return (self._measure(forward, chip, weights or {}) for chip in self.chips)
 
     def score(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> float:
         """Return the mean over the chips; ``weights`` stand in for digital ones."""
@@ -46,5 +49,7 @@ class Validator:
     def _measure(self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor]) -> float:
         weights = {**others, **self.crossbars.chip(forward.module.weights, chip, self.seed)}
         meter = Meter(self.metric)
-        meter.add(forward(self.samples, weights).float().cpu().numpy(), self.expected)
+        with torch.no_grad():
+            output = forward(self.samples, weights)
+        meter.add(output.float().cpu().numpy(), self.expected)
         return meter.value()

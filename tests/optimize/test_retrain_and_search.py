@@ -84,6 +84,28 @@ def test_search_leaves_analog_weights_and_lists_what_it_measured(model: Path) ->
     assert bool(record.placement) == record.kept == (record.overhead.params > 0)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "reinforce", "random"])
+def test_the_number_of_processes_changes_nothing(sampler: str, model: Path, tmp_path: Path) -> None:
+    records = []
+    for workers in (1, 2):
+        output = tmp_path / f"{workers}.onnx"
+        options = SEARCH | {"trials": 10, "epochs": 2, "sampler": sampler}
+        record = cnpass.search(model, output=output, workers=workers, **options)
+        fields = record.model_dump(exclude={"seconds", "output"})
+        assert fields["recipe"].pop("workers") == workers
+        records.append((fields, output.read_bytes()))
+    assert records[0] == records[1]
+    record = records[0][0]
+    assert record["recipe"]["sampler"] == sampler
+    assert len(record["trials"]) == 10
+    whole = max(trial["chips"] for trial in record["trials"])
+    assert record["front"]
+    assert all(trial in record["trials"] and trial["chips"] == whole for trial in record["front"])
+    values = [trial["value"] for trial in record["front"]]
+    assert values == sorted(values)
+    assert values[-1] == max(trial["value"] for trial in record["trials"] if trial["chips"] == whole)
+
+
 def test_search_keeps_to_the_kinds_that_it_is_given(model: Path) -> None:
     record = cnpass.search(model, **(SEARCH | {"kinds": "paper", "max_overhead": 4.0}))
     tried = {place.kind for trial in record.trials for place in trial.placement}
