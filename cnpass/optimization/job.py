@@ -30,6 +30,7 @@ from cnpass.runtime.devices import DeviceModel
 from cnpass.training import augmentation
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
+from cnpass.training.idle import Idle, find_idle
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
 from cnpass.training.retrain import Problem, TrainOptions, train
@@ -43,6 +44,8 @@ SEARCH_SAMPLES = 600
 """Validation samples that each trial of the placement search looks at, at most."""
 _CHUNK = 512
 _PROBE_STEPS = 4
+_PROBED = 64
+"""Training samples that are looked at for weights without gradient."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,23 @@ class Job:
 
     @cached_property
     def untrainable(self) -> str | None:
-        """Why the source cannot be lifted to torch; None if it can."""
+        """Why nothing of the source can be trained in torch; None if something can."""
         try:
-            self._clean.module.eval()
+            idle = self.idle
         except ModelError as error:
             return str(error)
-        return None
+        return idle.describe() if idle.count == idle.total else None
+
+    @cached_property
+    def idle(self) -> Idle:
+        """The weights of the source that no training changes.
+
+        Raises:
+            ModelError: The source has operators that cannot be lifted.
+        """
+        few = self.train.take(slice(_PROBED))
+        samples = Samples.of(few, self._clean.module.input_names, self.torch_device)
+        return find_idle(self._clean, samples, self.recipe.seed)
 
     @cached_property
     def _told(self) -> list[str]:

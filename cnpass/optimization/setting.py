@@ -153,7 +153,13 @@ class Setting(Generic[R]):
         )
 
     def effort(self, job: Job) -> Effort:
-        """Return the length of every training; kept, so that a resumed run trains no other number."""
+        """Return the length of every training; kept, so that a resumed run trains no other number.
+
+        It warns of weights that no training changes.
+        """
+        idle = job.idle.describe()
+        if idle is not None:
+            self.warn(idle)
         path = self.folder.path / _EFFORT
         if path.exists():
             return Effort(**json.loads(path.read_text(encoding="utf-8")))

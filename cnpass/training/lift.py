@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+_SEQUENCES = frozenset({"SequenceEmpty", "SequenceConstruct", "SplitToSequence"})
+"""Operators that make sequences, which are no constants to keep."""
 _MAKES_ROOTS = frozenset({"Cast", "DequantizeLinear", "ConstantOfShape"})
 """Operators whose floating result is a root where no trained constant went in."""
 
@@ -43,6 +45,9 @@ _LAYERS: dict[str, tuple[int, ...]] = {
     "AnalogMatMul": (1,),
 }
 """Operators that can sit on a crossbar, with the input slots that may hold their weight."""
+
+_INTEGER_WEIGHTS = {"QLinearConv": 3, "QLinearMatMul": 3, "ConvInteger": 1, "MatMulInteger": 1}
+"""Operators that multiply by integers, with the input slot that may hold a weight."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,12 @@ class _Run:
 
 def _align(tensors: list[torch.Tensor | None], rule: Rule) -> None:
     """Bring a node's data to its accelerator; shapes and indices stay on the CPU, where they are read."""
-    device = next((t.device for t in tensors if t is not None and t.device.type != "cpu"), None)
+    single = [t for t in tensors if isinstance(t, torch.Tensor)]  # sequences are where their parts are
+    device = next((t.device for t in single if t.device.type != "cpu"), None)
     if device is None:
         return
     for slot, tensor in enumerate(tensors):
-        if tensor is not None and tensor.device != device and slot not in rule.structural:
+        if isinstance(tensor, torch.Tensor) and tensor.device != device and slot not in rule.structural:
             tensors[slot] = tensor.to(device)
 
 
@@ -182,8 +188,8 @@ class _Compiler:
         keys: Root of every tensor that is a live view of one.
         problems: Operators without a rule, with the node's reason where there is one.
         parameters: Roots that a layer or arithmetic operator consumes.
-        states: Constants that hold statistics.
         layers: Nodes that multiply by a trained matrix.
+        integers: Integer weights that nodes multiply by.
     """
 
     opsets: Mapping[str, int]
@@ -192,8 +198,8 @@ class _Compiler:
     keys: dict[str, str] = field(default_factory=dict)
     problems: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
-    states: set[str] = field(default_factory=set)
     layers: list[Layer] = field(default_factory=list)
+    integers: list[str] = field(default_factory=list)
 
     def graph(self, proto: onnx.GraphProto) -> _Graph:
         """Compile one graph; constants are left in ``values``, those to train in ``parameters``."""
@@ -250,7 +256,7 @@ class _Compiler:
             known
             and not self.problems
             and not blocks
-            and proto.op_type not in _RANDOM
+            and proto.op_type not in _RANDOM | _SEQUENCES
             and self._fold(proto, step)
         ):
             return
@@ -278,14 +284,14 @@ class _Compiler:
         return True
 
     def _note_use(self, proto: onnx.NodeProto, step: _Step) -> None:
-        """Sort the constants that a step reads into parameters, statistics and fixed ones."""
+        """Note which of the constants that a step reads are trained, and what it multiplies by."""
         for slot, name in enumerate(step.inputs):
-            if name not in self.roots:
-                continue
-            if slot in step.rule.state:
-                self.states.add(name)
-            elif slot not in step.rule.structural and (step.rule.layer or self.values[name].numel() > 1):
+            trained = name in self.roots and step.rule.trains(slot)
+            if trained and (step.rule.layer or self.values[name].numel() > 1):
                 self.parameters.add(name)
+        integer = _INTEGER_WEIGHTS.get(proto.op_type)
+        if integer is not None and proto.input[integer] in self.values:
+            self.integers.append(proto.input[integer])
         slots = _LAYERS.get(proto.op_type, ())
         operand = next(
             (proto.input[s] for s in slots if s < len(proto.input) and proto.input[s] in self.keys), None
@@ -339,6 +345,7 @@ class Lifted(nn.Module):
         input_names: Graph inputs that have no default value, in the model's order.
         output_names: Graph outputs.
         layers: Nodes that multiply by a trained matrix, in the model's order.
+        integer_weights: Names of integer weights that nodes multiply by; they are not trained.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -383,6 +390,7 @@ class Lifted(nn.Module):
         for name in sorted(used & compiler.values.keys() - {o for s in graph.steps for o in s.outputs}):
             self._store(name, compiler)
         self.layers = tuple(layer for layer in compiler.layers if layer.key in self._parameters_by_key)
+        self.integer_weights = tuple(dict.fromkeys(compiler.integers))
 
     def _store(self, name: str, compiler: _Compiler) -> None:
         value = compiler.values[name]
@@ -401,6 +409,14 @@ class Lifted(nn.Module):
     def weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters by ONNX name, in a fixed order."""
         return {key: getattr(self, slot) for key, slot in self._parameters_by_key.items()}
+
+    def leading_to_first_output(self) -> set[str]:
+        """Names of all tensors from which something leads to the first output, weights included."""
+        needed = {self.output_names[0]}
+        for step in reversed(self._run.steps):
+            if needed.intersection(step.outputs):
+                needed.update(step.inputs)
+        return needed
 
     @property
     def device(self) -> torch.device:

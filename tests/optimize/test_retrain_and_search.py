@@ -148,6 +148,31 @@ def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_grad
     assert bool(record.placement) == closed.kept
 
 
+def _through(model: Path, node: int, *made: onnx.NodeProto) -> Path:
+    """The model with nodes behind one of its own, from a tensor `before` to the one that it wrote."""
+    proto = onnx.load(model)
+    output = proto.graph.node[node].output
+    made[-1].output[0] = output[0]
+    output[0] = "before"
+    after = [*proto.graph.node[: node + 1], *made, *proto.graph.node[node + 1 :]]
+    del proto.graph.node[:]
+    proto.graph.node.extend(after)
+    path = model.with_name("through.onnx")
+    path.write_bytes(proto.SerializeToString())
+    path.with_suffix(".npz").write_bytes(model.with_suffix(".npz").read_bytes())
+    return path
+
+
+def test_weights_without_gradients_are_told(model: Path) -> None:
+    path = _through(model, 0, helper.make_node("Floor", ["before"], [""]))
+    notes = cnpass.retrain(path, sigma=0.5, epochs=1).notes
+    assert "1 of 3 weights are not trained: 1 whose gradient is zero on the samples (k1)" in notes
+    whole = helper.make_node("Cast", ["before"], ["whole"], to=TensorProto.INT64)
+    path = _through(model, 5, whole, helper.make_node("Cast", ["whole"], [""], to=TensorProto.FLOAT))
+    with pytest.raises(ModelError, match="3 of 3 weights are not trained: 3 before operators without"):
+        cnpass.retrain(path, sigma=0.5, epochs=1, force=True)
+
+
 def test_weights_in_local_functions_are_found(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     last = proto.graph.node[-1]

@@ -12,7 +12,14 @@ from onnx import TensorProto, helper
 from cnpass.training.lift import Lifted
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
-TYPES = {np.dtype(np.float32): F, np.dtype(np.int64): I64, np.dtype(np.bool_): TensorProto.BOOL}
+TYPES = {
+    np.dtype(np.float32): F,
+    np.dtype(np.int64): I64,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.bool_): TensorProto.BOOL,
+}
 
 
 def _check(make, ort, op: str, arrays: list[Any], opset: int, outputs: int = 1, **attributes: Any) -> None:
@@ -240,6 +247,177 @@ def test_quantisation_pairs(make, ort, axis: int) -> None:
     inside = (level > 0) & (level < 255)
     np.testing.assert_allclose(tensor.grad.numpy()[inside], 1.0, rtol=1e-5)
     assert not tensor.grad.numpy()[level < -0.6].any()
+
+
+def _integers(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
+
+
+def _zeros(rng: np.random.Generator, dtype: Any, *shape: int) -> np.ndarray:
+    """Zero points near the middle of a type's range."""
+    limits = np.iinfo(dtype)
+    return ((limits.min + limits.max + 1) // 2 + rng.integers(-9, 9, shape)).astype(dtype)
+
+
+def _check_integers(make, ort, op: str, arrays: list[Any], **attributes: Any) -> None:
+    """Compare a node that multiplies integers, and find that it leaves nothing to train."""
+    names = [f"i{k}" for k in range(len(arrays))]
+    node = helper.make_node(op, names, ["y"], **attributes)
+    stored = dict(zip(names[1:], arrays[1:], strict=True))
+    quantise = helper.make_node("QuantizeLinear", ["x", "one", "middle"], ["i0"])
+    stored |= {"one": np.float32(1), "middle": np.array(0, arrays[0].dtype)}
+    x = arrays[0].astype(np.float32)
+    model = make([quantise, node], {"x": (F, x.shape)}, ["y"], stored, 13)
+    want = ort(model, [x])[0].astype(np.float64)
+    module = Lifted(model)
+    got = module(torch.from_numpy(x))[0]
+    assert tuple(got.shape) == want.shape
+    # A requantised sum may lie on the edge between two steps.
+    off = np.abs(got.double().numpy() - want)
+    assert off.max() <= ("QLinear" in op)
+    assert (off > 0).mean() <= 1e-3
+    assert not module.weights
+
+
+@pytest.mark.parametrize("types", [(np.uint8, np.int8), (np.uint8, np.uint8), (np.int8, np.int8)])
+@pytest.mark.parametrize("seed", range(4))
+def test_convolutions_of_integers(make, ort, types: tuple[Any, Any], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    group, (kind, held) = 1 + seed % 2, types
+    attributes: dict[str, Any] = {
+        "strides": rng.integers(1, 3, 2).tolist(),
+        "pads": rng.integers(0, 2, 4).tolist(),
+        "group": group,
+    }
+    x = _integers(rng, kind, 2, 2 * group, 7, 8)
+    w = _integers(rng, held, 3 * group, 2, *rng.integers(1, 4, 2))
+    maps = (3 * group,) if seed // 2 else ()
+    zero = np.zeros(maps, held) if held is np.int8 else np.full(maps, _zeros(rng, held))
+    scales = [np.float32(0.02), np.float32(rng.uniform(0.01, 0.03, maps)), np.float32(1.3)]
+    bias = rng.integers(-9999, 9999, 3 * group).astype(np.int32)
+    arrays = [x, scales[0], _zeros(rng, kind), w, scales[1], zero, scales[2], _zeros(rng, kind), bias]
+    _check_integers(make, ort, "QLinearConv", arrays if seed % 2 else arrays[:-1], **attributes)
+    if kind is np.uint8:  # what ONNX Runtime has
+        zero = zero.reshape(-1)[0]
+        _check_integers(make, ort, "ConvInteger", [x, w, _zeros(rng, kind), zero], **attributes)
+
+
+@pytest.mark.parametrize("types", [(np.uint8, np.int8), (np.uint8, np.uint8), (np.int8, np.int8)])
+@pytest.mark.parametrize("seed", range(4))
+def test_products_of_integers(make, ort, types: tuple[Any, Any], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kind, held = types
+    x, w = _integers(rng, kind, *((2, 3, 5) if seed % 2 else (3, 5))), _integers(rng, held, 5, 4)
+    columns = (4,) if seed // 2 else ()
+    scales = [np.float32(0.02), np.float32(rng.uniform(0.01, 0.03, columns)), np.float32(0.7)]
+    zero = _zeros(rng, held, *columns)
+    arrays = [x, scales[0], _zeros(rng, kind), w, scales[1], zero, scales[2], _zeros(rng, kind)]
+    _check_integers(make, ort, "QLinearMatMul", arrays)
+    _check_integers(make, ort, "MatMulInteger", [x, w, _zeros(rng, kind), zero])
+
+
+def test_gradients_pass_through_convolutions_of_integers(make) -> None:
+    rng = np.random.default_rng(0)
+    w = _integers(rng, np.int8, 3, 2, 3, 3)
+    held = {
+        "s": np.float32(0.05),
+        "z": np.uint8(128),
+        "w": w,
+        "sw": np.float32(0.01),
+        "zw": np.int8(0),
+        "sy": np.float32(10.0),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearConv", ["q", "s", "z", "w", "sw", "zw", "sy", "z"], ["p"]),
+        helper.make_node("DequantizeLinear", ["p", "sy", "z"], ["y"]),
+    ]
+    tensor = torch.from_numpy(_floats(rng, 1, 2, 6, 6)).requires_grad_()
+    Lifted(make(nodes, {"x": (F, tensor.shape)}, ["y"], held))(tensor)[0].sum().backward()
+    plain = torch.zeros_like(tensor, requires_grad=True)
+    torch.nn.functional.conv2d(plain, torch.from_numpy(w * np.float32(0.01))).sum().backward()
+    torch.testing.assert_close(tensor.grad, plain.grad)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sampling_at_positions(make, ort, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mode = ["linear", "nearest", "cubic"][seed % 3]
+    volume = seed % 2 and mode != "cubic"
+    attributes = {
+        "mode": mode,
+        "padding_mode": ["zeros", "border", "reflection"][seed // 3 % 3],
+        "align_corners": seed // 2 % 2,
+    }
+    extents = rng.integers(3, 6, 3 if volume else 2)
+    x = _floats(rng, 2, 3, *extents)
+    grid = rng.uniform(-1.4, 1.4, (2, *rng.integers(2, 6, len(extents)), len(extents))).astype(np.float32)
+    _check(make, ort, "GridSample", [x, grid], 20, **attributes)
+    if not volume:
+        attributes["mode"] = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+        _check(make, ort, "GridSample", [x, grid], 16, **attributes)
+
+
+@pytest.mark.parametrize(
+    ("split", "keep", "position", "axis", "new"),
+    [(None, 1, 0, 1, 0), (None, 0, -1, 0, 1), (2, 1, 1, 2, 0), ([1, 3, 2], 1, None, 2, 0)],
+)
+def test_sequences(make, ort, split: Any, keep: int, position: int | None, axis: int, new: int) -> None:
+    """Split a product, take one part, put its double into the sequence, leave one out, and join the rest."""
+    rng = np.random.default_rng(0)
+    weights = {"w": _floats(rng, 4, 6), "last": np.array(-1), "two": np.array([2, 2], np.float32)[:1]}
+    weights |= {} if split is None else {"split": np.array(split)}
+    weights |= {} if position is None else {"at": np.array(position)}
+    at = [] if position is None else ["at"]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node(
+            "SplitToSequence", ["m"] if split is None else ["m", "split"], ["s"], axis=2, keepdims=keep
+        ),
+        helper.make_node("SequenceAt", ["s", "last"], ["p"]),
+        helper.make_node("Mul", ["p", "two"], ["d"]),
+        helper.make_node("SequenceInsert", ["s", "d", *at], ["t"]),
+        helper.make_node("SequenceErase", ["t", *at], ["u"]),
+        helper.make_node("SequenceLength", ["u"], ["n"]),
+        helper.make_node("SequenceConstruct", ["d", "p"], ["v"]),
+        helper.make_node("ConcatFromSequence", ["u"], ["y"], axis=axis, new_axis=new),
+        helper.make_node("ConcatFromSequence", ["v"], ["z"], axis=0),
+    ]
+    x = _floats(rng, 2, 3, 4)
+    model = make(nodes, {"x": (F, x.shape)}, ["y", "z", "n"], weights, 17)
+    model.graph.output[2].type.tensor_type.elem_type = I64
+    module = Lifted(model)
+    for got, want in zip(module(torch.from_numpy(x)), ort(model, [x]), strict=True):
+        assert tuple(got.shape) == want.shape
+        np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-5, atol=1e-6)
+    module(torch.from_numpy(x))[0].sum().backward()
+    assert module.weights["w"].grad is not None
+
+
+def test_a_sequence_is_carried_by_a_loop(make, ort) -> None:
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(F, None))
+    whole = helper.make_tensor_value_info("i", I64, []), helper.make_tensor_value_info("c", 9, [])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["c2"]),
+            helper.make_node("MatMul", ["x", "w"], ["m"]),
+            helper.make_node("SequenceInsert", ["s", "m"], ["s2"]),
+        ],
+        "body",
+        [*whole, helper.make_value_info("s", kind)],
+        [helper.make_tensor_value_info("c2", 9, []), helper.make_value_info("s2", kind)],
+    )
+    nodes = [
+        helper.make_node("SequenceEmpty", [], ["none"]),
+        helper.make_node("Loop", ["count", "", "none"], ["all"], body=body),
+        helper.make_node("ConcatFromSequence", ["all"], ["y"], axis=0),
+    ]
+    rng = np.random.default_rng(0)
+    x = _floats(rng, 2, 4)
+    model = make(nodes, {"x": (F, x.shape)}, ["y"], {"w": _floats(rng, 4, 3), "count": np.array(3)}, 17)
+    got = Lifted(model)(torch.from_numpy(x))[0]
+    np.testing.assert_allclose(got.detach().numpy(), ort(model, [x])[0], rtol=1e-5, atol=1e-6)
 
 
 def test_old_broadcasting_by_axis(make) -> None:

@@ -17,6 +17,8 @@ from cnpass.training.rules import (
     recurrent,
     reductions,
     resize,
+    sampling,
+    sequences,
 )
 from cnpass.training.rules.registry import (
     Block,
@@ -56,4 +58,6 @@ __all__ = [
     "reductions",
     "resize",
     "rule",
+    "sampling",
+    "sequences",
 ]

@@ -2,6 +2,7 @@
 
 Quantised values are carried as whole numbers in float tensors: rounding then passes the gradient on unchanged
 inside the representable range and stops it outside, which is what quantisation-aware training needs.
+Operators that multiply integers pass gradients on to what they read, too; their own integer weights stay.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _aligned(parameter: torch.Tensor, x: torch.Tensor, axis: int, block: int) ->
     return parameter.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])
 
 
-@rule("QuantizeLinear", since=10, structural={1, 2})
+@rule("QuantizeLinear", since=10, state={1, 2})
 def quantize_linear(node: Node) -> Kernel:
     """QuantizeLinear; the output type comes from output_dtype, else from the zero point, else uint8."""
     axis, block = node.integer("axis", 1), node.integer("block_size", 0)
@@ -60,7 +61,7 @@ def quantize_linear(node: Node) -> Kernel:
     return kernel
 
 
-@rule("DequantizeLinear", since=10, structural={1, 2})
+@rule("DequantizeLinear", since=10, state={1, 2})
 def dequantize_linear(node: Node) -> Kernel:
     """DequantizeLinear, per tensor, per axis or per block."""
     axis, block = node.integer("axis", 1), node.integer("block_size", 0)
@@ -88,7 +89,27 @@ def dynamic_quantize_linear(_node: Node) -> Kernel:
     return kernel
 
 
-@rule("MatMulInteger", since=10, structural=ALL_SLOTS)
+def _rows(parameter: torch.Tensor) -> torch.Tensor:
+    """Shape scale or zero point of the rows of a matrix (or of all) for arithmetic with it."""
+    return parameter[..., None] if parameter.dim() == 1 and parameter.numel() > 1 else parameter
+
+
+def _maps(parameter: torch.Tensor, rank: int) -> torch.Tensor:
+    """Shape scale or zero point of the output channels of a convolution (or of all), along axis 0."""
+    return parameter.reshape(-1, *[1] * (rank - 1))
+
+
+def _shifted(x: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
+    return _float(x) if zero is None else _float(x) - _float(zero)
+
+
+def _requantised(y: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """Sums of products of integers as integers of the type of ``zero``; ``scale`` is that of a step."""
+    low, high = _TYPE_RANGES[zero.dtype]
+    return (round_through(y * scale) + _float(zero)).clamp(low, high)
+
+
+@rule("MatMulInteger", since=10, state=ALL_SLOTS)
 def matmul_integer(_node: Node) -> Kernel:
     """MatMulInteger on whole numbers in float; exact below 2^24 per sum."""
 
@@ -98,15 +119,32 @@ def matmul_integer(_node: Node) -> Kernel:
         a_zero: torch.Tensor | None = None,
         b_zero: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        a, b = _float(a), _float(b)
-        if a_zero is not None:
-            a = a - (_float(a_zero) if a_zero.numel() == 1 else _float(a_zero)[..., None])
-        return torch.matmul(a, b if b_zero is None else b - _float(b_zero))
+        return torch.matmul(_shifted(a, None if a_zero is None else _rows(a_zero)), _shifted(b, b_zero))
 
     return kernel
 
 
-@rule("ConvInteger", since=10, structural=ALL_SLOTS)
+@rule("QLinearMatMul", since=10, state=ALL_SLOTS)
+def qlinear_matmul(_node: Node) -> Kernel:
+    """QLinearMatMul on whole numbers in float, with scales of rows of A and columns of B."""
+
+    def kernel(
+        a: torch.Tensor,
+        a_scale: torch.Tensor,
+        a_zero: torch.Tensor,
+        b: torch.Tensor,
+        b_scale: torch.Tensor,
+        b_zero: torch.Tensor,
+        y_scale: torch.Tensor,
+        y_zero: torch.Tensor,
+    ) -> torch.Tensor:
+        y = torch.matmul(_shifted(a, _rows(a_zero)), _shifted(b, b_zero))
+        return _requantised(y, _rows(a_scale) * b_scale / _rows(y_scale), _rows(y_zero))
+
+    return kernel
+
+
+@rule("ConvInteger", since=10, state=ALL_SLOTS)
 def conv_integer(node: Node) -> Kernel:
     """ConvInteger on whole numbers in float; padding stands for the zero point."""
     convolve = conv(node)
@@ -117,12 +155,34 @@ def conv_integer(node: Node) -> Kernel:
         x_zero: torch.Tensor | None = None,
         w_zero: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        x, w = _float(x), _float(w)
-        if x_zero is not None:
-            x = x - _float(x_zero)
-        if w_zero is not None:
-            w = w - _float(w_zero).reshape(-1, *[1] * (w.dim() - 1))
-        result: torch.Tensor = convolve(x, w)
+        w = _shifted(w, None if w_zero is None else _maps(w_zero, w.dim()))
+        result: torch.Tensor = convolve(_shifted(x, x_zero), w)
         return result
+
+    return kernel
+
+
+@rule("QLinearConv", since=10, state=ALL_SLOTS)
+def qlinear_conv(node: Node) -> Kernel:
+    """QLinearConv on whole numbers in float; the bias is in steps of the product of both scales."""
+    convolve = conv(node)
+
+    def kernel(
+        x: torch.Tensor,
+        x_scale: torch.Tensor,
+        x_zero: torch.Tensor,
+        w: torch.Tensor,
+        w_scale: torch.Tensor,
+        w_zero: torch.Tensor,
+        y_scale: torch.Tensor,
+        y_zero: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        y = convolve(
+            _shifted(x, x_zero),
+            _shifted(w, _maps(w_zero, w.dim())),
+            None if bias is None else _float(bias),
+        )
+        return _requantised(y, _maps(x_scale * w_scale / y_scale, w.dim() - 1), y_zero)
 
     return kernel
