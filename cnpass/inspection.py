@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from cnpass.collector import paused_collection
 from cnpass.document import Document
 from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan
@@ -60,6 +61,7 @@ def layout(product: Product, tile_rows: int, tile_cols: int) -> Layout:
     return Layout(product.groups * down * across, product.cols * product.groups * down)
 
 
+@paused_collection()
 def inspect(
     model: str | os.PathLike[str] | Document, *, tile_rows: int = 256, tile_cols: int = 256
 ) -> InspectRecord:

@@ -80,6 +80,7 @@ class MapCrossbar(DevicePass):
         " always (older opsets are converted, and the result is checked), or never",
     )
 
+    @paused_collection()
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         if not in_ops(self.device.name):
@@ -102,10 +103,9 @@ class MapCrossbar(DevicePass):
         self._retarget(document)
         waiting = {id(n.node): n for n in found.analog if n.node is not None and n.node.domain != ops.DOMAIN}
         writer = _Writer(document, self, found.shapes)
-        with paused_collection():
-            for nodes in list(document.node_lists()):
-                entries = [(node, waiting.get(id(node))) for node in nodes]
-                nodes[:] = [new for node, entry in entries for new in writer.rewrite(node, entry)]
+        for nodes in list(document.node_lists()):
+            entries = [(node, waiting.get(id(node))) for node in nodes]
+            nodes[:] = [new for node, entry in entries for new in writer.rewrite(node, entry)]
         _level(document)
         self._check_columns(document)
         document.opsets[ops.DOMAIN] = ops.VERSION
