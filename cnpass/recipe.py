@@ -12,10 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from cnpass.errors import UsageError
 from cnpass.options import Assignments, Duration, Names, Numbers
+from cnpass.training.schedule import LEVELS
 
 Layout = Literal["nchw", "nhwc"]
 Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
@@ -195,6 +204,35 @@ class WeightsRecipe(TrainRecipe):
         default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
     )
     injection: bool = Field(default=True, description="draw a chip's variation in every training step")
+    ramp: Numbers = Field(
+        default=LEVELS,
+        description="strengths of that variation, climbed in equal steps and the last one held, as fractions "
+        "of the device model's",
+    )
+    censor: FiniteFloat | None = Field(
+        default=None,
+        ge=0,
+        description="right-censor that variation's deviates at so many standard deviations",
+    )
+    clip_weights: FiniteFloat | None = Field(
+        default=None,
+        gt=1,
+        description="clip analog weights after every step, at so many standard deviations of their tensor",
+    )
+    tune: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="short trainings that choose beta, k, clipping, censoring, strength and distillation on "
+        "validation chips; 0 for none",
+    )
+
+    @field_validator("ramp")
+    @classmethod
+    def _climbs(cls, levels: Numbers) -> Numbers:
+        if not levels or min(levels) < 0:
+            raise ValueError("give strengths of 0 or more, such as 0.4,0.7,1")
+        return levels
 
 
 class SearchRecipe(TrainRecipe):
@@ -249,6 +287,13 @@ class OptimizeRecipe(SearchRecipe, WeightsRecipe):
     min_retention: FiniteFloat | None = Field(
         default=None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
     )
+
+    @field_validator("retrain")
+    @classmethod
+    def _tunes_something(cls, retrain: bool, info: ValidationInfo) -> bool:
+        if not retrain and info.data.get("tune"):
+            raise ValueError("--tune chooses how analog weights are trained; leave out one of the two")
+        return retrain
 
 
 class CalibrateRecipe(DataRecipe):

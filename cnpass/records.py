@@ -202,6 +202,22 @@ class TrainedRecord(Record):
     seconds: float = Field(ge=0)
 
 
+class TuningTrial(Frozen):
+    """One short training of a study, with its figure on validation data and chips."""
+
+    options: dict[str, JsonValue] = Field(description="options of training, as they stand in a recipe")
+    epochs: Count = Field(description="epochs trained")
+    point: Point
+
+
+class Tuning(Frozen):
+    """A study that chose options of training (``--tune``)."""
+
+    epochs: Count = Field(description="epochs of every trial, at most")
+    chosen: Count = Field(description="number of the trial whose options were used; 0 has the recipe's own")
+    trials: list[TuningTrial]
+
+
 class OptimizeRecord(TrainedRecord):
     """What ``cnpass optimize`` did and what it brought, on test data and fresh chips."""
 
@@ -210,6 +226,7 @@ class OptimizeRecord(TrainedRecord):
     overhead: Overhead
     placement: list[Placement]
     ladder: list[Rung]
+    tuned: Tuning | None = Field(default=None, description="null if options were not chosen by a study")
 
 
 class Check(Frozen):
@@ -227,6 +244,7 @@ class RetrainRecord(TrainedRecord):
     name: ClassVar[str] = "retrain"
     kept: bool = Field(description="whether what was trained is better; else the output is what came in")
     history: list[Check]
+    tuned: Tuning | None = Field(default=None, description="null if options were not chosen by a study")
 
 
 class Trial(Frozen):

@@ -10,7 +10,7 @@ from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.errors import GateError
 from cnpass.recipe import OptimizeRecipe
-from cnpass.records import OptimizeRecord, Overhead, Placement, TrainedRecord, retention
+from cnpass.records import Metric, OptimizeRecord, Overhead, Placement, TrainedRecord, Tuning, retention
 from cnpass.runfolder import default_run
 
 
@@ -65,6 +65,7 @@ def print_record(record: OptimizeRecord, console: Console) -> None:
             ((r.step, r.scope, "yes" if r.kept else "no", *figures(r.point, metric)) for r in record.ladder),
         )
         console.line()
+    print_tuned(record.tuned, metric, console)
     print_placement(record.placement, record.overhead, console)
     console.line(f"wrote {record.output}")
 
@@ -84,6 +85,23 @@ def print_points(record: TrainedRecord, samples: int, part: str, console: Consol
                 ("after", record.after_clean, record.after),
             )
         ),
+    )
+
+
+def print_tuned(tuned: Tuning | None, metric: Metric, console: Console) -> None:
+    """What a study chose; nothing if there was none."""
+    if tuned is None:
+        return
+    own, chosen = tuned.trials[0], tuned.trials[tuned.chosen]
+    options = ", ".join(
+        f"{name} {','.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in chosen.options.items()
+        if value is not None
+    )
+    console.line(f"tuned in {len(tuned.trials)} trainings of {tuned.epochs} epochs: {options}")
+    console.line(
+        f"after such a training {shown(chosen.point.mean, metric)} {UNITS[metric]}, "
+        f"with the recipe's own options {shown(own.point.mean, metric)}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnpass.cli.console import Console, Format
-from cnpass.cli.optimize import print_points
+from cnpass.cli.optimize import print_points, print_tuned
 from cnpass.cli.verbs import ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.recipe import RetrainRecipe
 from cnpass.runfolder import default_run
@@ -36,5 +36,6 @@ def run(
         return
     print_points(record, record.n.val, "validation", console)
     console.line()
+    print_tuned(record.tuned, record.metric, console)
     console.line(f"{record.epochs} epochs" + ("" if record.kept else "; nothing better came of it"))
     console.line(f"wrote {record.output}")

@@ -22,9 +22,12 @@ _SHARES = {
     "search": {"shared": 0.35, "trials": 0.2, "compensation": 0.35},
 }
 """How each verb divides a time budget; optimize retrains twice, and what is left is for measuring rungs."""
+_TUNING = 0.4
+"""Share of the whole budget that all trials of ``--tune`` take together, before that."""
 _TRAININGS = ("retrain", "shared", "compensation", "together")
-_FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4}
-"""Epochs of the shared compensation, and of that which was chosen, as fractions of those of retraining."""
+_FRACTIONS = {"shared": 1 / 3, "compensation": 1 / 4, "tuning": 1 / 4}
+"""Epochs of the shared compensation, of that which was chosen, and of one trial of ``--tune``, as fractions
+of those of retraining."""
 _FORWARD = 1 / 3
 """Time of a forward pass as a fraction of that of a training step with as many samples."""
 _HOUR, _MINUTE = 3600, 60
@@ -58,6 +61,7 @@ class Effort:
         together: Epochs of the last training, of analog weights and compensation, where much is missing.
         grows: Whether that is shorter where less is missing.
         trials: Placements to try.
+        tuning: Epochs of one trial of ``--tune``.
     """
 
     retrain: int
@@ -66,30 +70,51 @@ class Effort:
     together: int
     grows: bool
     trials: int
+    tuning: int
 
     @classmethod
     def told(cls, epochs: int, trials: int) -> Self:
         """Return the effort for a number of epochs that was asked for."""
-        return cls(epochs, *_fractions(epochs), epochs, grows=False, trials=trials)
+        return cls(epochs, together=epochs, grows=False, trials=trials, **_fractions(epochs))
 
     @classmethod
     def suited(cls, size: Size, trials: int) -> Self:
         """Return the effort that model and data suggest."""
         first = epochs_for(size.samples, size.batch, size.macs)
         last = min(MOST_TIMES * first, max(first, most_epochs(size.samples, size.macs)))
-        return cls(first, *_fractions(first), last, grows=True, trials=trials)
+        return cls(first, together=last, grows=True, trials=trials, **_fractions(first))
 
     @classmethod
-    def within(cls, verb: str, seconds: float, size: Size, seconds_per_step: float, trials: int) -> Self:
-        """Return the effort that takes a verb about as long as allowed."""
+    def within(
+        cls,
+        verb: str,
+        seconds: float,
+        size: Size,
+        seconds_per_step: float,
+        trials: int,
+        tunings: int = 0,
+    ) -> Self:
+        """Return the effort that takes a verb about as long as allowed.
+
+        Args:
+            verb: Name of the verb.
+            seconds: The time.
+            size: What decides how much work an epoch is.
+            seconds_per_step: Measured time of one step.
+            trials: Placements to try, at most.
+            tunings: Trials of ``--tune``.
+        """
+
+        def fitting(time: float) -> int:
+            return epochs_within(time, size.samples, size.batch, seconds_per_step)
+
         shares = _SHARES[verb]
-        epochs = {
-            part: epochs_within(seconds * shares.get(part, 0.0), size.samples, size.batch, seconds_per_step)
-            for part in _TRAININGS
-        }
+        left = seconds * (1 - _TUNING) if tunings else seconds
+        epochs = {part: fitting(left * shares.get(part, 0.0)) for part in _TRAININGS}
         trial = size.searched / size.batch * _FORWARD * seconds_per_step
-        affordable = max(FEWEST_TRIALS, int(seconds * shares.get("trials", 0.0) / trial))
-        return cls(**epochs, grows=False, trials=min(trials, affordable))
+        affordable = max(FEWEST_TRIALS, int(left * shares.get("trials", 0.0) / trial))
+        tuning = fitting((seconds - left) / max(tunings, 1))
+        return cls(**epochs, grows=False, trials=min(trials, affordable), tuning=tuning)
 
     def last(self, missing: float) -> int:
         """Return the epochs of the last training.
@@ -103,7 +128,7 @@ class Effort:
         return min(self.together, max(1, round(self.retrain * max(1.0, _PER_CENT * missing))))
 
     def announcement(
-        self, size: Size, seconds_per_step: float, *, firsts: int, places: bool, last: bool
+        self, size: Size, seconds_per_step: float, *, firsts: int, places: bool, last: bool, tunings: int
     ) -> str:
         """Return what to tell a user before the work starts.
 
@@ -113,8 +138,9 @@ class Effort:
             firsts: How many first trainings there are.
             places: Whether compensation is placed and trained.
             last: Whether there is a last training.
+            tunings: Trials of ``--tune``.
         """
-        fixed = firsts * self.retrain + places * (self.shared + self.compensation)
+        fixed = tunings * self.tuning + firsts * self.retrain + places * (self.shared + self.compensation)
         trials = places * self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
         epoch = size.samples / size.batch * seconds_per_step
         least, most = (fixed + last * epochs for epochs in (min(self.retrain, self.together), self.together))
@@ -124,8 +150,8 @@ class Effort:
         return f"{told} (--epochs or --budget to change)"
 
 
-def _fractions(epochs: int) -> tuple[int, int]:
-    return max(1, round(epochs * _FRACTIONS["shared"])), max(1, round(epochs * _FRACTIONS["compensation"]))
+def _fractions(epochs: int) -> dict[str, int]:
+    return {part: max(1, round(epochs * fraction)) for part, fraction in _FRACTIONS.items()}
 
 
 def _shown(seconds: float) -> str:

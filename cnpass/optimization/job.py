@@ -96,6 +96,18 @@ class Job:
             self.progress.note(f"training: {note}")
         return arranged, feed.batch if feed.padded or feed.batch == 1 else None
 
+    def with_recipe(self, recipe: TrainRecipe) -> Job:
+        """Return the same job with other options for training its analog weights.
+
+        What was computed from the model and the data is kept; of that, only the objective depends on these
+        options.
+        """
+        job = replace(self, recipe=recipe)
+        objective = replace(self.problem.objective, distillation=recipe.distillation)
+        kept = vars(self) | {"problem": replace(self.problem, objective=objective)}
+        vars(job).update({name: value for name, value in kept.items() if name not in vars(job)})
+        return job
+
     @cached_property
     def untrainable(self) -> str | None:
         """Why nothing of the source can be trained in torch; None if something can."""
@@ -198,7 +210,13 @@ class Job:
         recipe = self.recipe
         options = TrainOptions(epochs=epochs, seed=recipe.seed)
         if isinstance(recipe, WeightsRecipe):
-            options = replace(options, k=recipe.k, levels=options.levels if recipe.injection else (0.0,))
+            options = replace(
+                options,
+                levels=recipe.ramp if recipe.injection else (0.0,),
+                censor=recipe.censor,
+                clip_weights=recipe.clip_weights,
+                k=recipe.k,
+            )
         return options
 
     def effort(self, trials: int = 0) -> Effort:
@@ -212,16 +230,19 @@ class Job:
         searched = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS
         size = Size(samples, batch, macs, searched)
         step = self._seconds_per_step()
+        retrains = recipe.retrain if isinstance(recipe, OptimizeRecipe) else isinstance(recipe, RetrainRecipe)
+        tunings = recipe.tune if isinstance(recipe, WeightsRecipe) else 0
         if recipe.epochs is not None:
             effort = Effort.told(recipe.epochs, trials)
         elif recipe.budget is not None:
-            effort = Effort.within(recipe.verb, recipe.budget, size, step, trials)
+            effort = Effort.within(recipe.verb, recipe.budget, size, step, trials, tunings)
         else:
             effort = Effort.suited(size, trials)
         firsts = len(dict.fromkeys((0.0, recipe.beta))) if isinstance(recipe, OptimizeRecipe) else 0
-        retrains = recipe.retrain if isinstance(recipe, OptimizeRecipe) else isinstance(recipe, RetrainRecipe)
         places = recipe.compensation if isinstance(recipe, OptimizeRecipe) else not retrains
-        told = effort.announcement(size, step, firsts=retrains * firsts, places=places, last=retrains)
+        told = effort.announcement(
+            size, step, firsts=retrains * firsts, places=places, last=retrains, tunings=tunings
+        )
         self.progress.note(told)
         return effort
 

@@ -10,6 +10,7 @@ import onnx
 from cnpass.document import Document
 from cnpass.optimization import stages
 from cnpass.optimization.setting import Call, Setting, build, carry_out
+from cnpass.optimization.tuning import tune
 from cnpass.progress import Progress
 from cnpass.recipe import RetrainRecipe
 from cnpass.records import Check, RetrainRecord
@@ -60,11 +61,17 @@ def retrain(
 def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
     with setting.chips(setting.dataset.val, "val") as val:
         job, effort, ladder = setting.begin(val)
+        recipe, tuned = setting.recipe, None
+        if recipe.tune:
+            tuned = tune(job, recipe, effort.tuning, setting.folder.journal("tuning"))
+            setting.epochs += tuned.epochs
+            job, recipe = tuned.job, tuned.recipe
         # Nothing follows here, so this training is as long as the last one of an optimisation.
-        document, result = stages.retrain(job, effort.last(ladder.missing), setting.recipe.beta)
+        document, result = stages.retrain(job, effort.last(ladder.missing), recipe.beta)
         setting.heed(result)
         ladder.climb("retraining", document)
         return RetrainRecord(
             **setting.finish(val, ladder),
             history=[Check.model_validate(check) for check in result.history],
+            tuned=None if tuned is None else tuned.record,
         )

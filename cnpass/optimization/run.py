@@ -15,9 +15,10 @@ from cnpass.optimization import stages
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
 from cnpass.optimization.setting import Call, Setting, build, carry_out
+from cnpass.optimization.tuning import tune
 from cnpass.progress import Progress
 from cnpass.recipe import OptimizeRecipe
-from cnpass.records import BeforeAfter, OptimizeRecord, Placement, Point, retention
+from cnpass.records import BeforeAfter, OptimizeRecord, Placement, Point, Tuning, retention
 
 
 def optimize(
@@ -70,6 +71,7 @@ class _Optimization:
     def __init__(self, setting: Setting[OptimizeRecipe]) -> None:
         self.setting = setting
         self.recipe = setting.recipe
+        self.tuned: Tuning | None = None
 
     @classmethod
     def record(cls, setting: Setting[OptimizeRecipe]) -> OptimizeRecord:
@@ -95,6 +97,7 @@ class _Optimization:
                 overhead=overhead(best),
                 placement=[Placement(**asdict(choice)) for choice in ladder.placement] if ladder else [],
                 ladder=ladder.rungs if ladder else [],
+                tuned=self.tuned,
             )
 
     def _point(self, chips: MonteCarlo, document: Document, title: str) -> Point:
@@ -130,8 +133,12 @@ class _Optimization:
 
     def _train(self, job: Job, ladder: Ladder) -> None:
         """The rungs that are trained; each goes on from the one before, whether that was kept or not."""
-        recipe, setting = self.recipe, self.setting
-        effort = setting.effort(job)
+        setting, effort = self.setting, self.setting.effort(job)
+        if self.recipe.tune:
+            tuned = tune(job, self.recipe, effort.tuning, setting.folder.journal("tuning"))
+            setting.epochs += tuned.epochs
+            job, self.recipe, self.tuned = tuned.job, tuned.recipe, tuned.record
+        recipe = self.recipe
         base, beta, hardened = job.source, 0.0, False
         if recipe.retrain:
             base, beta, hardened = self._retrain(job, ladder, effort.retrain)
@@ -174,6 +181,11 @@ def _kinds(placed: stages.Placed) -> str:
 
 def _retraining(recipe: OptimizeRecipe, beta: float) -> str:
     """What a retraining is called after what it consists of."""
-    parts = ["noise injection" if recipe.injection else "plain retraining"]
-    parts += ["Lipschitz penalty"] if beta else []
-    return " and ".join([*parts, *(["distillation"] if recipe.distillation else [])])
+    injected = "noise injection" if recipe.censor is None else "censored noise injection"
+    further = {
+        "Lipschitz penalty": beta,
+        "weight clipping": recipe.clip_weights,
+        "distillation": recipe.distillation,
+    }
+    given = [name for name, value in further.items() if value]
+    return " and ".join([injected if recipe.injection else "plain retraining", *given])

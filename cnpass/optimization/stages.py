@@ -18,10 +18,12 @@ from cnpass.compensation.overhead import cost, overhead, weight_keys
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
+from cnpass.evaluation import VALIDATION_CHIPS_START
 from cnpass.evaluation.pool import default_workers
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
+from cnpass.optimization.ladder import RUNG_CHIPS
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
@@ -117,6 +119,45 @@ def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
     document = job.source.copy()
     write_back(document, result.weights)
     return document, result
+
+
+@dataclass(frozen=True)
+class TriedOut:
+    """What a training for comparison came to.
+
+    Attributes:
+        values: The figure of every validation chip of a rung.
+        epochs: Epochs trained.
+    """
+
+    values: list[float]
+    epochs: int
+
+
+def try_out(job: Job, epochs: int, beta: float, *, name: str, title: str) -> TriedOut:
+    """Train as `retrain` does, for comparison with other options; only the figures are kept.
+
+    Args:
+        job: The job.
+        epochs: Epochs to train.
+        beta: Weight of the Lipschitz penalty.
+        name: Name of the checkpoint, which goes when the figures are there.
+        title: What this training is called.
+    """
+    forward = job.forward(job.source)
+    path = job.folder / f"{name}.pt"
+    result = train(
+        forward,
+        job.problem,
+        replace(job.options(epochs), beta=beta),
+        path=path,
+        progress=job.progress,
+        title=title,
+    )
+    chips = range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + RUNG_CHIPS)
+    values = replace(job.problem.validator, chips=chips).values(forward)
+    path.unlink(missing_ok=True)
+    return TriedOut(values, result.epochs)
 
 
 @dataclass(frozen=True)
@@ -303,6 +344,6 @@ def train_together(
 
 
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:
-    """Only digital weights change: full variation from the start, and nothing for the penalty to act on."""
+    """Only digital weights change: the device's own variation throughout, and no penalty or clipping."""
     seed = seed_of(job.recipe.seed, name)
-    return replace(job.options(epochs), levels=(1.0,), checks=4, seed=seed)
+    return TrainOptions(epochs=epochs, levels=(1.0,), checks=4, seed=seed)

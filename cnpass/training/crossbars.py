@@ -33,13 +33,18 @@ class _Milder:
         draws: Those of a whole chip.
         strength: 0 gives the ideal chip, 1 the device model as it is. Standard normals are multiplied by it
             (for log-normal variation that is a factor on sigma), and so are the rates of faults.
+        censor: Largest standard normal, before that; what is drawn above it becomes it. None for no limit.
     """
 
     draws: TorchDraws
     strength: float
+    censor: float | None = None
 
     def normals(self, purpose: int = Purpose.PROGRAMMING) -> Array:
-        return self.draws.normals(purpose) * self.strength
+        drawn = self.draws.normals(purpose)
+        if self.censor is not None:
+            drawn = drawn.clip(max=self.censor)
+        return drawn * self.strength
 
     def stuck(self, low: Array, high: Array, purpose: int = Purpose.FAULTS) -> tuple[Array, Array]:
         return self.draws.stuck(low * self.strength, high * self.strength, purpose)
@@ -76,7 +81,11 @@ class Crossbars:
         return replace(self, streams={key: s for key, s in self.streams.items() if key in keys})
 
     def draw(
-        self, weights: Weights, generator: torch.Generator, strength: float = 1.0
+        self,
+        weights: Weights,
+        generator: torch.Generator,
+        strength: float = 1.0,
+        censor: float | None = None,
     ) -> dict[str, torch.Tensor]:
         """Draw one chip to train on; gradients flow through it to the weights.
 
@@ -84,6 +93,9 @@ class Crossbars:
             weights: All weights by key.
             generator: Source of the draw.
             strength: Factor on the deviates and on the rates of faults.
+            censor: Standard deviations above which deviates are right-censored, ``min(N, censor)`` (Z. Yan et
+                al., "Improving Realistic Worst-Case Performance of NVCiM DNN Accelerators through Training
+                with Right-Censored Gaussian Noise", ICCAD 2023); None for deviates as the device has them.
 
         Returns:
             The programmed tensors by key, for ``Lifted.forward(..., weights=...)``.
@@ -91,12 +103,31 @@ class Crossbars:
         return {
             key: self.device.program(
                 weights[key],
-                _Milder(TorchDraws(weights[key], generator), strength),
+                _Milder(TorchDraws(weights[key], generator), strength, censor),
                 _TORCH,
                 self.columns.get(key),
             )
             for key in self.streams
         }
+
+    def clip(self, weights: Weights, keys: Collection[str], bound: float) -> None:
+        """Clip weights on crossbars, in place, to so many standard deviations of their own tensor.
+
+        Deviations are counted from zero (root mean square), which is where conductances are counted from too;
+        a tensor whose values are all alike stays as it is. V. Joshi et al., "Accurate deep neural network
+        inference using computational phase-change memory", Nature Communications 11, 2473 (2020).
+
+        Args:
+            weights: All weights by key.
+            keys: Keys that may be clipped; those that are on no crossbar are left alone.
+            bound: Largest absolute weight, in standard deviations; above 1.
+        """
+        with torch.no_grad():
+            for key in self.streams:
+                if key in keys:
+                    weight = weights[key]
+                    largest = bound * weight.square().mean().sqrt()
+                    weight.clamp_(-largest, largest)
 
     def chip(self, weights: Weights, number: int, seed: int) -> dict[str, torch.Tensor]:
         """Return what a numbered chip holds, by key, without gradients: the bits that the ops would use."""

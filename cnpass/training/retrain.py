@@ -21,7 +21,7 @@ from cnpass.training.augmentation import Augmentation
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.objective import Objective
-from cnpass.training.schedule import one_cycle, ramp, seed_of
+from cnpass.training.schedule import LEVELS, one_cycle, ramp, seed_of
 from cnpass.training.validation import Validator
 
 MAX_RETREATS = 4
@@ -44,9 +44,12 @@ class TrainOptions:
         rate: Peak learning rate of Adam.
         levels: Strengths of variation, climbed in equal steps, as fractions of the device model's own.
         ramp: Fraction of the training at which the last level begins.
+        censor: Standard deviations above which deviates of the variation are censored; None for nowhere.
+        clip_weights: Largest analog weight after every step, in standard deviations of its tensor; None for
+            no limit.
         beta: Weight of the Lipschitz penalty.
         k: Bound per layer that the penalty aims at.
-        clip: Largest norm of the gradient.
+        max_norm: Largest norm of the gradient.
         checks: How often validation is looked at, for the best weights; 0 for never, which keeps the last.
         patience: Checks in a row, at full variation, without a better figure that end the training.
         seed: Seed of order and variation.
@@ -55,11 +58,13 @@ class TrainOptions:
     epochs: int
     batch: int = 128
     rate: float = 3e-3
-    levels: tuple[float, ...] = (0.4, 0.7, 1.0)
+    levels: tuple[float, ...] = LEVELS
     ramp: float = 0.4
+    censor: float | None = None
+    clip_weights: float | None = None
     beta: float = 0.0
     k: float = 1.0
-    clip: float = 5.0
+    max_norm: float = 5.0
     checks: int = 12
     patience: int = 5
     seed: int = 0
@@ -241,7 +246,7 @@ class _Trainer:
     def _step(self, index: torch.Tensor, chips: torch.Generator, strength: float) -> float:
         problem, options, module = self.problem, self.options, self.forward.module
         batch, clean = problem.batch(index, chips)
-        weights = problem.crossbars.draw(module.weights, chips, strength)
+        weights = problem.crossbars.draw(module.weights, chips, strength, options.censor)
         if problem.stand_ins is not None:
             weights.update(problem.stand_ins(module.weights, chips))
         task_loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
@@ -251,8 +256,10 @@ class _Trainer:
             loss = loss + options.beta * lipschitz.penalty(matrices, self.norm)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.clip)
+        torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.max_norm)
         self.optimizer.step()
+        if options.clip_weights is not None:
+            problem.crossbars.clip(module.weights, self.keys, options.clip_weights)
         return float(task_loss.detach())
 
     def _sane(self, loss: float) -> bool:

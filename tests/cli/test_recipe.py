@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cnpass.errors import UsageError
-from cnpass.recipe import EvaluateRecipe, InspectRecipe, OptimizeRecipe, Recipe
+from cnpass.recipe import EvaluateRecipe, InspectRecipe, OptimizeRecipe, Recipe, RetrainRecipe
 
 
 def test_flag_wins_over_file_wins_over_default(tmp_path: Path) -> None:
@@ -97,3 +97,18 @@ def test_names_are_checked_and_survive_toml(tmp_path: Path) -> None:
     for name, value in (("augment", "turn"), ("augment", "auto,flip"), ("kinds", "gain,gain"), ("kinds", "")):
         with pytest.raises(UsageError, match=f"option --{name}: give"):
             OptimizeRecipe.build(None, {name: value})
+
+
+def test_the_recipe_of_a_training_survives_toml_and_is_checked(tmp_path: Path) -> None:
+    flags = {"ramp": "0.5, 1.2", "clip_weights": 2.5, "censor": 1.0, "beta": 1e-4, "k": 2, "tune": 8}
+    for kind in (RetrainRecipe, OptimizeRecipe):
+        recipe = kind.build(None, flags)
+        assert recipe.ramp == (0.5, 1.2)
+        file = tmp_path / f"{kind.verb}.toml"
+        file.write_text(recipe.to_toml())
+        assert kind.build(file) == recipe
+    for name, value in (("ramp", "-1"), ("ramp", ""), ("clip_weights", 1.0), ("censor", -0.1), ("tune", -1)):
+        with pytest.raises(UsageError, match=f"option --{name.replace('_', '-')}: "):
+            RetrainRecipe.build(None, {name: value})
+    with pytest.raises(UsageError, match="option --retrain: --tune chooses"):
+        OptimizeRecipe.build(None, {"retrain": False, "tune": 3})

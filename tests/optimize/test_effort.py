@@ -15,7 +15,7 @@ LARGE = Size(samples=50_000, batch=128, macs=300_000_000, searched=6000)
 
 def test_what_is_told_is_done() -> None:
     effort = Effort.told(12, trials=5)
-    assert (effort.retrain, effort.together, effort.trials) == (12, 12, 5)
+    assert (effort.retrain, effort.together, effort.trials, effort.tuning) == (12, 12, 5, 3)
     assert effort.last(missing=0.9) == effort.last(missing=0.0) == 12
 
 
@@ -50,14 +50,26 @@ def test_a_budget_is_spent_and_not_exceeded_by_much(verb: str) -> None:
     assert not effort.grows
 
 
+@pytest.mark.parametrize("verb", ["optimize", "retrain"])
+def test_tuning_takes_its_share_of_a_budget(verb: str) -> None:
+    step = 0.01
+    effort = Effort.within(verb, 600, SMALL, step, trials=40, tunings=20)
+    trials = 20 * effort.tuning
+    rest = 2 * effort.retrain + effort.shared + effort.compensation if verb == "optimize" else 0
+    assert 0.35 * 600 < trials * 8 * step <= 0.4 * 600
+    assert 0.8 * 600 < (trials + rest + effort.together) * 8 * step < 600
+
+
 def test_the_announcement_says_how_long_it_takes() -> None:
     # 2 x 300 + 100 + 75 epochs and the last 300, of 7.8 steps; 5 trials of 6000 samples at a third of a step
-    whole = {"firsts": 2, "places": True, "last": True}
+    whole = {"firsts": 2, "places": True, "last": True, "tunings": 0}
     growing = Effort.suited(SMALL, 5).announcement(SMALL, 0.005, **whole)
     assert "1075 epochs, about 42 s; up to 8275, 5 min, where much accuracy is missing" in growing
+    tuned = Effort.suited(SMALL, 5).announcement(SMALL, 0.005, **(whole | {"tunings": 4}))
+    assert "1375 epochs" in tuned  # 4 trials of 75 more
     large = Size(50_000, 128, None, 600)
     assert "358 epochs, about 2.2 h (" in Effort.told(100, 5).announcement(large, 0.0578, **whole)
-    alone = Effort.told(100, 0).announcement(large, 0.0578, firsts=0, places=False, last=True)
+    alone = Effort.told(100, 0).announcement(large, 0.0578, firsts=0, places=False, last=True, tunings=0)
     assert "100 epochs, about 38 min (" in alone
 
 

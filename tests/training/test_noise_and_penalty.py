@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
+from cnpass.document import Document
 from cnpass.runtime.devices import DeviceModel, LogNormal, make_device
 from cnpass.training import lipschitz
 from cnpass.training.crossbars import Crossbars
+from cnpass.training.lift import lift
 from cnpass.training.schedule import MOST_MACS, epochs_for, epochs_within, one_cycle, ramp, seed_of
 
 LAMBDA = {0.1: 0.765, 0.2: 0.610, 0.3: 0.498, 0.4: 0.410, 0.5: 0.340, 0.6: 0.281, 0.8: 0.189, 1.0: 0.123}
@@ -48,6 +53,64 @@ def test_groups_are_separate_matrices_and_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(lambda t: lipschitz.penalty([t], 0.5), w)
 
 
+def _by_loops(w: np.ndarray, norm: float) -> float:
+    """The penalty of one matrix [out, in], entry by entry of the smaller Gram matrix, in float64."""
+    rows = [[float(v) for v in row] for row in (w if w.shape[0] <= w.shape[1] else w.T)]
+    total = 0.0
+    for i, first in enumerate(rows):
+        for j, second in enumerate(rows):
+            product = sum(a * b for a, b in zip(first, second, strict=True))
+            total += (product - (norm**2 if i == j else 0.0)) ** 2
+    return total
+
+
+def test_value_and_gradient_for_a_whole_network_are_those_of_loops_and_differences(convnet) -> None:
+    """Layers as the lift names them, one of them a grouped convolution, against NumPy alone."""
+    rng = np.random.default_rng(4)
+    convnet.graph.node[3].attribute.append(helper.make_attribute("group", 2))
+    grouped = rng.normal(0, 0.3, (8, 3, 3, 3)).astype(np.float32)
+    convnet.graph.initializer[2].CopyFrom(numpy_helper.from_array(grouped, "conv2.weight"))
+    module, keys = lift(Document.from_proto(convnet)).double(), {"conv1.weight", "conv2.weight", "fc.weight"}
+    values = {key: module.weights[key].detach().numpy().copy() for key in keys}
+
+    def expected() -> float:
+        first, second = values["conv1.weight"].reshape(6, 9), values["conv2.weight"].reshape(2, 4, 27)
+        return sum(_by_loops(matrix, 0.34) for matrix in (first, *second, values["fc.weight"]))
+
+    total = lipschitz.penalty((m for _, m in module.matrices(keys)), 0.34)
+    assert total.item() == pytest.approx(expected(), rel=1e-10)
+    total.backward()
+    for key in sorted(keys):
+        flat, gradient = values[key].reshape(-1), module.weights[key].grad.numpy().reshape(-1)
+        for position in rng.choice(flat.size, 4, replace=False):
+            kept, step = flat[position], 1e-5
+            sides = []
+            for side in (step, -step):
+                flat[position] = kept + side
+                sides.append(expected())
+            flat[position] = kept
+            slope = (sides[0] - sides[1]) / (2 * step)
+            assert gradient[position] == pytest.approx(slope, rel=1e-6, abs=1e-6), key
+
+
+@pytest.mark.parametrize(
+    "device",
+    [LogNormal(sigma=0.3), LogNormal(sigma=0.5), LogNormal(sigma=0.5, stuck_low=0.05)]
+    + [make_device(name, sigma=0.2) for name in ("gaussian", "proportional")],
+    ids=lambda device: f"{device.name}-{device.sigma}-{device.stuck_low}",
+)
+def test_lambda_is_that_of_moments_over_draws(device: DeviceModel) -> None:
+    """2.5 million draws in 100 parts, whose spread gives the standard error; 4 of it is once in 16,000."""
+    ones = {"w": torch.ones(25_000, dtype=torch.float64)}
+    generator, crossbars = torch.Generator().manual_seed(7), _crossbars(device)
+    draws = np.stack([crossbars.draw(ones, generator)["w"].numpy() for _ in range(100)])
+    parts = 1 / (draws.mean(1) + 3 * draws.std(1))
+    error = parts.std(ddof=1) / np.sqrt(len(parts))
+    whole = 1 / (draws.mean() + 3 * draws.std())
+    assert error < 2e-3 * whole
+    assert lipschitz.target_norm(device) == pytest.approx(whole, abs=4 * error)
+
+
 def test_a_scaled_isometry_costs_nothing() -> None:
     q, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))
     assert lipschitz.penalty([torch.from_numpy(0.7 * q[:4])[None]], 0.7).item() == pytest.approx(0, abs=1e-24)
@@ -72,6 +135,47 @@ def test_strength_scales_sigma_and_zero_is_the_ideal_chip() -> None:
     assert half["w"].log().std().item() == pytest.approx(0.3, rel=1e-2)
     none = _crossbars(LogNormal(sigma=0.6)).draw(w, torch.Generator().manual_seed(1), 0.0)
     assert torch.equal(none["w"], w["w"])
+
+
+def test_censored_deviates_end_where_they_are_told_and_the_others_stay() -> None:
+    crossbars, w = _crossbars(LogNormal(sigma=0.5)), {"w": torch.ones(200_000)}
+    whole, censored = (
+        crossbars.draw(w, torch.Generator().manual_seed(1), 0.8, censor)["w"].log() / (0.5 * 0.8)
+        for censor in (None, 1.0)
+    )
+    above = whole > 1.0
+    torch.testing.assert_close(censored[~above], whole[~above])
+    torch.testing.assert_close(censored[above], torch.ones(int(above.sum())))
+    expected = 0.5 * math.erfc(1 / math.sqrt(2))
+    error = math.sqrt(expected * (1 - expected) / len(above))
+    assert above.float().mean().item() == pytest.approx(expected, abs=4 * error)
+
+
+def test_gradients_flow_through_censored_factors_too() -> None:
+    w = torch.full((1000,), 2.0, requires_grad=True)
+    chip = _crossbars(LogNormal()).draw({"w": w}, torch.Generator().manual_seed(1), censor=0.0)["w"]
+    assert chip.max().item() == 2.0
+    chip.sum().backward()
+    torch.testing.assert_close(w.grad, (chip / w).detach())
+
+
+def test_weights_on_crossbars_are_clipped_at_their_deviations_and_others_never() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(50, 40, generator=generator) for name in ("w", "frozen", "digital")}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    crossbars = Crossbars(LogNormal(), {"w": 0, "frozen": 1}, {})
+    crossbars.clip(tensors, ["w", "digital"], 1.5)
+    largest = 1.5 * np.sqrt(np.mean(np.square(before["w"].numpy(), dtype=np.float64)))
+    np.testing.assert_allclose(tensors["w"], np.clip(before["w"].numpy(), -largest, largest), rtol=1e-5)
+    assert 0 < (tensors["w"] != before["w"]).float().mean() < 0.3
+    assert all(torch.equal(tensors[name], before[name]) for name in ("frozen", "digital"))
+
+
+def test_alike_weights_and_zeros_survive_clipping() -> None:
+    tensors = {"w": torch.tensor([0.3, -0.3, 0.3]), "zero": torch.zeros(4), "one": torch.tensor([[2.0]])}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    Crossbars(LogNormal(), dict.fromkeys(tensors, 0), {}).clip(tensors, list(tensors), 1.01)
+    assert all(torch.equal(tensors[name], before[name]) for name in tensors)
 
 
 def test_gradients_flow_through_the_factor() -> None:

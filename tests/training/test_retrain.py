@@ -109,22 +109,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(setting) -> None
     assert not all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("killed_after", [1, 5])
+ALL = replace(OPTIONS, levels=(0.5, 1.2), censor=1.0, clip_weights=1.5)
+
+
+@pytest.mark.parametrize(("options", "killed_after"), [(OPTIONS, 1), (OPTIONS, 5), (ALL, 5)])
 def test_a_resumed_training_ends_with_the_same_bits(
-    setting, tmp_path, monkeypatch, killed_after: int
+    setting, tmp_path, monkeypatch, options: TrainOptions, killed_after: int
 ) -> None:
     monkeypatch.setattr("cnpass.training.retrain._SAVE_EVERY", 0.0)
-    whole = train(*setting(), OPTIONS)
+    whole = train(*setting(), options)
     path = tmp_path / "state.pt"
     with pytest.raises(_KilledError):
-        train(*setting(), OPTIONS, path=path, progress=_Killer(killed_after))
+        train(*setting(), options, path=path, progress=_Killer(killed_after))
     assert checkpoint.load(path)["epoch"] == killed_after
-    resumed = train(*setting(), OPTIONS, path=path)
+    resumed = train(*setting(), options, path=path)
     assert resumed.score == whole.score
     assert resumed.history == whole.history
     for key, weight in whole.weights.items():
         assert torch.equal(weight, resumed.weights[key]), key
-    again = train(*setting(), OPTIONS, path=path)
+    again = train(*setting(), options, path=path)
     assert all(torch.equal(again.weights[k], whole.weights[k]) for k in whole.weights)
 
 
@@ -136,6 +139,36 @@ def test_frozen_weights_keep_their_bytes(setting) -> None:
     assert result.score > result.first_score
     for key, weight in forward.module.weights.items():
         assert torch.equal(weight, before[key]) == (key != "fc.weight")
+
+
+def _peak(weight: torch.Tensor) -> float:
+    """The largest weight in root mean squares of its tensor, which clipping itself makes a little smaller."""
+    return (weight.abs().max() / weight.square().mean().sqrt()).item()
+
+
+def test_clipping_holds_analog_weights_together_and_leaves_digital_ones(setting) -> None:
+    options = replace(OPTIONS, epochs=12, checks=0)
+    free, clipped = (train(*setting(), replace(options, clip_weights=c)).weights for c in (None, 1.5))
+    for key in ("conv1.weight", "conv2.weight", "fc.weight"):
+        assert _peak(clipped[key]) < 1.7 < _peak(free[key])
+    forward, problem = setting()
+    before = {key: weight.detach().clone() for key, weight in forward.module.weights.items()}
+    train(forward, problem, replace(options, epochs=1, clip_weights=1.1), trained={"fc.bias"})
+    assert all(torch.equal(w, before[k]) for k, w in forward.module.weights.items() if k != "fc.bias")
+    digital = replace(problem, crossbars=problem.crossbars.only({"conv1.weight"}))
+    with torch.no_grad():
+        forward.module.weights["fc.weight"][0, 0] = 100.0
+    train(forward, digital, replace(options, epochs=1, clip_weights=1.1))
+    assert forward.module.weights["fc.weight"][0, 0] > 99
+    assert _peak(forward.module.weights["conv1.weight"]) < 1.3 < _peak(before["conv1.weight"])
+
+
+def test_censoring_changes_what_is_trained_and_nothing_that_is_measured(setting) -> None:
+    options = replace(OPTIONS, epochs=2)
+    whole, far, near = (train(*setting(), replace(options, censor=c)) for c in (None, 50.0, 0.5))
+    assert whole.first_score == far.first_score == near.first_score
+    assert all(torch.equal(whole.weights[k], far.weights[k]) for k in whole.weights)
+    assert not all(torch.equal(whole.weights[k], near.weights[k]) for k in whole.weights)
 
 
 def test_no_better_weights_leave_those_that_came_in(setting) -> None:
@@ -150,7 +183,7 @@ def test_no_better_weights_leave_those_that_came_in(setting) -> None:
 
 def test_divergence_is_noticed_and_backed_off(setting) -> None:
     forward, problem = setting()
-    result = train(forward, problem, replace(OPTIONS, epochs=6, rate=1e4, clip=1e9))
+    result = train(forward, problem, replace(OPTIONS, epochs=6, rate=1e4, max_norm=1e9))
     assert 1 <= len(result.notes) <= MAX_RETREATS + 1
     assert "diverged in epoch" in result.notes[0]
     assert all(torch.isfinite(w).all() for w in result.weights.values())
