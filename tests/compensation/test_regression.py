@@ -150,3 +150,22 @@ def test_calibration_is_not_shrunk_by_noise():
 def test_a_large_penalty_leaves_channels_as_they_are(data):
     y, c = data[0][:, :4], data[1]
     np.testing.assert_allclose(calibration(gathered(y, c - y), 1e9), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6), (5, 5)])
+@pytest.mark.parametrize("ridge", [1e-6, 0.05, 2.0])
+def test_the_closed_form_by_eigenvectors_agrees(shape, ridge):
+    """B (V V') with V the leading eigenvectors of T'Z (Z'Z + p I)^-1 Z'T,."""
+    inputs, outputs = shape
+    random = np.random.default_rng(5)
+    z = random.standard_normal((80, inputs)) * np.logspace(0, -2, inputs) + 3
+    z[:, 1] = z[:, 0]  # of less than full rank: only the ridge makes the solution unique
+    t = z @ random.standard_normal((inputs, outputs)) + random.standard_normal((80, outputs))
+    z0, t0 = centred((z, t))
+    gram = z0.T @ z0 + ridge * np.trace(z0.T @ z0) / inputs * np.eye(inputs)
+    full = np.linalg.inv(gram) @ z0.T @ t0
+    values, vectors = np.linalg.eigh(t0.T @ z0 @ full)
+    for rank in range(1, min(shape) + 1):
+        leading = vectors[:, np.argsort(values)[::-1][:rank]]
+        found = reduced_rank(gathered(z, t, cuts=(40,)), rank, ridge)
+        np.testing.assert_allclose(found.coefficients, full @ leading @ leading.T, rtol=1e-5, atol=1e-7)
