@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_table_is_that_of_the_records() -> None:
-    spec = importlib.util.spec_from_file_location("optimized", ROOT / "benchmarks" / "optimized.py")
+@pytest.mark.parametrize(
+    ("script", "row"),
+    [("optimized", "| `lenet5-cifar10` |"), ("retraining", "`digits-vgg9`, 100 epochs")],
+)
+def test_the_tables_are_those_of_the_records(script: str, row: str) -> None:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "results.md").read_text() == module.render(), (
-        "run python benchmarks/optimized.py table"
+        f"run python benchmarks/{script}.py table"
     )
-    assert "| `lenet5-cifar10` |" in module.table()
+    assert row in module.table()
