@@ -1,4 +1,4 @@
-"""The page of results shows what the committed records say."""
+"""The pages of results show what the committed records say."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("script", "row"),
-    [("optimized", "| `lenet5-cifar10` |"), ("retraining", "`digits-vgg9`, 100 epochs")],
+    ("script", "page", "row"),
+    [
+        ("optimized", "results.md", "| `lenet5-cifar10` |"),
+        ("retraining", "results.md", "`digits-vgg9`, 100 epochs"),
+        ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
+    ],
 )
-def test_the_tables_are_those_of_the_records(script: str, row: str) -> None:
+def test_the_tables_are_those_of_the_records(script: str, page: str, row: str) -> None:
     spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "results.md").read_text() == module.render(), (
-        f"run python benchmarks/{script}.py table"
-    )
+    assert (ROOT / "docs" / page).read_text() == module.render(), f"run python benchmarks/{script}.py table"
     assert row in module.table()
