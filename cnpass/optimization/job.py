@@ -38,6 +38,8 @@ from cnpass.training.validation import Validator
 
 CHECK_CHIPS = 10
 """Validation chips that a training looks at again and again."""
+_FIRST_CHECK = 1000
+"""Of validation chips those from here on are for checks; the first ones are the ladder's."""
 CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
 SEARCH_SAMPLES = 600
@@ -152,9 +154,8 @@ class Job:
         expected = metrics.reference(self.metric, checked, self._outputs(validation).cpu().numpy())
         crossbars = Crossbars.of(self.plan, self.device, clean.module.weights)
         outputs = self._outputs(samples)
-        chips = range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + CHECK_CHIPS)
         validator = Validator(
-            validation, np.asarray(expected), self.metric, crossbars, self.recipe.seed, chips
+            validation, np.asarray(expected), self.metric, crossbars, self.recipe.seed, _check_chips(0)
         )
         names = self._augmentations(validator)
         return Problem(
@@ -166,6 +167,18 @@ class Job:
             teacher=clean,
             augment=augmentation.augmentation(names) if names else None,
         )
+
+    def problem_after(self, trainings: int) -> Problem:
+        """Return the problem with check chips of its own for a training that goes on from another's result.
+
+        Weights that were chosen as the best on some chips look better there than they are, so that on those
+        hardly anything would be better.
+
+        Args:
+            trainings: How many chose before.
+        """
+        problem = self.problem
+        return replace(problem, validator=replace(problem.validator, chips=_check_chips(trainings)))
 
     def _outputs(self, samples: Samples) -> torch.Tensor:
         with torch.no_grad():
@@ -256,3 +269,8 @@ class Job:
         start = time.perf_counter()
         train(forward, problem, replace(options, epochs=_PROBE_STEPS))
         return (time.perf_counter() - start) / _PROBE_STEPS
+
+
+def _check_chips(trainings: int) -> range:
+    start = VALIDATION_CHIPS_START + _FIRST_CHECK + trainings * CHECK_CHIPS
+    return range(start, start + CHECK_CHIPS)

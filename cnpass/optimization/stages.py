@@ -284,7 +284,7 @@ def compensate(job: Job, document: Document, effort: Effort) -> tuple[Document, 
     compensated = document.copy()
     result = train(
         job.forward(compensated),
-        job.problem,
+        job.problem_after(1),
         _options(job, effort.compensation, "compensation"),
         trained=weight_keys(compensated),
         path=job.folder / "compensation.pt",
@@ -333,7 +333,7 @@ def train_together(
     trained = document.copy()
     result = train(
         job.forward(trained),
-        job.problem,
+        job.problem_after(2),
         options,
         path=job.folder / "together.pt",
         progress=job.progress,

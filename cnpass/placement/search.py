@@ -37,6 +37,7 @@ first few if those are surely worse than the second argument, another placement'
 
 Direction = Literal["maximize", "minimize"]
 
+STUDY = "placement"
 ROUND = 4
 """Placements that are proposed before any of them is measured."""
 POPULATION = 8
@@ -115,14 +116,23 @@ class _Store:
 
         with _naming(path):
             self._path = path
-            self._study = optuna.create_study(
-                study_name="placement",
-                directions=directions,
-                storage=f"sqlite:///{path}",
-                load_if_exists=True,
-            )
+            if not path.exists():
+                self._make(directions)
+            self._study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{path}")
             self.trials = self._study.get_trials(deepcopy=False)
             self._kept = len(self.trials)
+
+    def _make(self, directions: Sequence[Direction]) -> None:
+        """Make the database under another name: one that was killed half made would look like a whole one."""
+        import optuna
+
+        new = self._path.with_name(f"{self._path.name}.new")
+        for left in (new, new.with_name(f"{new.name}-journal")):
+            left.unlink(missing_ok=True)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{new}")
+        optuna.create_study(study_name=STUDY, directions=directions, storage=storage)
+        storage.engine.dispose()
+        new.replace(self._path)
 
     def keep(self, trial: optuna.trial.FrozenTrial) -> None:
         """Keep a finished trial, unless it is there from an earlier run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cnpass.passes.pipeline import Pipeline
 from cnpass.records import SCHEMAS, OptimizeRecord
 from cnpass.training.retrain import TrainResult
 
+BUNDLED = Path(__file__).resolve().parents[2] / "models"
 OPTIONS: dict[str, Any] = {"sigma": 1.2, "chips": 12, "epochs": 8, "trials": 2, "max_overhead": 0.5}
 
 
@@ -125,15 +127,15 @@ def test_a_fixed_batch_of_one_trains_like_a_free_one(fixed_model: Path, model: P
     assert shape.dim[0].dim_value == 1
 
 
-def test_without_labels_the_clean_model_is_followed(model: Path) -> None:
-    data = model.with_suffix(".npz")
-    with np.load(data) as arrays:
-        unlabelled = {name: arrays[name] for name in arrays if name.startswith("x")}
-    np.savez(data, **unlabelled)
-    record = _optimize(model, compensation=False, epochs=64)
+def test_without_labels_the_clean_model_is_followed(tmp_path: Path) -> None:
+    model = tmp_path / "digits.onnx"
+    shutil.copyfile(BUNDLED / "digits-lenet5.onnx", model)
+    with np.load(BUNDLED / "digits-lenet5.npz") as arrays:
+        np.savez(model.with_suffix(".npz"), **{name: arrays[name] for name in arrays if name.startswith("x")})
+    record = _optimize(model, compensation=False, sigma=0.5, beta=0.0, epochs=30)
     assert (record.metric, record.clean) == ("agreement", 1.0)
     steps = {rung.step: rung.point.mean for rung in record.ladder}
-    assert steps["noise injection"] > steps["no correction"]
+    assert steps["noise injection"] > steps["no correction"] + 0.05
 
 
 def test_the_bound_on_overhead_holds(model: Path) -> None:

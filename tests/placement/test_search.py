@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -229,3 +230,11 @@ def test_figures_are_taken_until_they_are_surely_worse() -> None:
     assert until_worse(iter(best), worse) == best
     noisy = [b + 0.2 * (-1) ** i - 0.01 for i, b in enumerate(best)]
     assert until_worse(iter(noisy), best) == noisy
+
+
+def test_a_database_that_was_killed_half_made_does_no_harm(tmp_path: Path) -> None:
+    storage, half = tmp_path / "study.db", tmp_path / "study.db.new"
+    half.write_bytes(b"SQLite format 3\0 and no more")
+    (tmp_path / "study.db.new-journal").write_bytes(b"begun")
+    search(space(), _Measure(), trials=4, seed=2, storage=storage)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
