@@ -1,0 +1,195 @@
+"""The rungs of the ladder: each makes a model, or, chip after chip, a correction of that chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cnpass
+from cnpass import data as datasets
+from cnpass.compensation.closed_form import fit
+from cnpass.compensation.site import find_sites
+from cnpass.document import Document
+from cnpass.mapping import plan
+from cnpass.passes.pipeline import Pipeline
+from cnpass.placement.sharing import Supernet
+from cnpass.placement.space import RATIOS
+from cnpass.progress import Progress
+from cnpass.recipe import TrainRecipe
+from cnpass.records import OptimizeRecord, TrainedRecord
+from cnpass.runtime.devices import make_device
+
+SIGMA = 0.5
+BETA = 1e-3
+MAX_OVERHEAD = 0.05
+TEST_SEED = 0
+"""Seed of the chips of all figures."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One row with one training seed.
+
+    Attributes:
+        plain: The network as it was trained.
+        data: The data.
+        preprocess: How the data become the network's input.
+        seed: Seed of training and search.
+        epochs: Epochs of each training that shows one part of the method by itself.
+        folder: Where models and run folders go; what lies there is not made again.
+        progress: Told what happens.
+    """
+
+    plain: Path
+    data: Path
+    preprocess: dict[str, Any]
+    seed: int
+    epochs: int
+    folder: Path
+    progress: Progress
+
+    def model(self, rung: str) -> Path:
+        """Return the file of a rung's model."""
+        return self.plain if rung == "plain" else self.folder / f"{rung}.onnx"
+
+    def options(self, rung: str) -> dict[str, Any]:
+        """Return what every verb that trains is told."""
+        return {
+            **self.preprocess,
+            "data": self.data,
+            "sigma": SIGMA,
+            "seed": self.seed,
+            "output": self.model(rung),
+            "force": True,
+            "run": self.folder / f"{rung}.run",
+            "progress": self.progress,
+        }
+
+
+Make = Callable[[Bench, str], int]
+"""Writes the model of a rung, and returns the epochs trained for it."""
+
+
+def _nothing(_: Bench, __: str) -> int:
+    return 0
+
+
+def _mean_gain(bench: Bench, rung: str) -> int:
+    document = Document.load(bench.plain)
+    Pipeline.parse(f"fold-batch-norm,correct-mean-gain{{sigma={SIGMA}}}").run(document)
+    document.save(bench.model(rung), force=True)
+    return 0
+
+
+def _closed_form(bench: Bench, rung: str) -> int:
+    """Linear compensation at every node, as wide as the limit allows."""
+    document = Document.load(bench.plain)
+    recipe = TrainRecipe.build(None, {**bench.preprocess, "data": str(bench.data)})
+    train = datasets.prepare(document.proto, document.path, recipe).train
+    nodes = list(find_sites(document, plan(document))[0])
+    placement = Supernet(document, nodes, ("linear",), RATIOS, seed=bench.seed).space(MAX_OVERHEAD).widest()
+    device = make_device("lognormal", sigma=SIGMA)
+    fitted = fit(document, placement, train, device, seed=bench.seed, progress=bench.progress)
+    fitted.document.save(bench.model(rung), force=True)
+    return 0
+
+
+def _retrained(**options: Any) -> Make:
+    def make(bench: Bench, rung: str) -> int:
+        given = {"epochs": bench.epochs, **bench.options(rung), **options}
+        return _epochs(cnpass.retrain(bench.plain, **given))
+
+    return make
+
+
+def _longer(bench: Bench, rung: str) -> int:
+    """Plain training for as many epochs as the main job took, so that no rung is bought by a weak start."""
+    best = OptimizeRecord.model_validate_json(bench.model("best").with_suffix(".json").read_text())
+    return _retrained(injection=False, epochs=_epochs(best))(bench, rung)
+
+
+def _compensated(start: str, *kinds: str) -> Make:
+    def make(bench: Bench, rung: str) -> int:
+        source, limit = bench.model(start), MAX_OVERHEAD
+        return _epochs(cnpass.search(source, **bench.options(rung), kinds=kinds, max_overhead=limit))
+
+    return make
+
+
+def _best(bench: Bench, rung: str) -> int:
+    """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
+    return _epochs(cnpass.optimize(bench.plain, **bench.options(rung), max_overhead=MAX_OVERHEAD, chips=2))
+
+
+def _epochs(record: TrainedRecord) -> int:
+    return record.epochs or 0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One chip-agnostic rung.
+
+    Attributes:
+        title: What it is called in the table.
+        make: Makes its model.
+        grid: Whether it is measured at every sigma.
+    """
+
+    title: str
+    make: Make
+    grid: bool = False
+
+
+RUNGS = {
+    "plain": Rung("no correction", _nothing, grid=True),
+    "mean-gain": Rung("mean-gain correction", _mean_gain),
+    "penalty": Rung("Lipschitz penalty", _retrained(injection=False, beta=BETA)),
+    "injection": Rung("noise injection", _retrained()),
+    "distillation": Rung("noise injection and distillation", _retrained(distillation=0.5)),
+    "closed-form": Rung("compensation alone, closed form", _closed_form),
+    "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
+    "our-kinds": Rung("compensation alone, gain and residual", _compensated("plain", "gain", "residual")),
+    "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
+    "best": Rung("everything that helps, trained together", _best, grid=True),
+    "longer": Rung("plain, trained as long as all of the above rung", _longer),
+}
+"""In the order in which they are made: some start from another's model."""
+
+
+@dataclass(frozen=True)
+class PerChip:
+    """One rung that corrects every chip for itself.
+
+    Attributes:
+        title: What it is called in the table.
+        start: The rung whose model is corrected.
+        correction: What ``cnpass calibrate`` fits.
+    """
+
+    title: str
+    start: str
+    correction: str
+
+    def figure(self, bench: Bench, rung: str, chip: int) -> float:
+        """Return the accuracy of one chip on test data, with the correction fitted for it."""
+        record = cnpass.calibrate(
+            bench.model(self.start),
+            bench.data,
+            **bench.preprocess,
+            sigma=SIGMA,
+            chip=chip,
+            seed=TEST_SEED,
+            correction=self.correction,
+            output=bench.folder / f"{rung}.chip.onnx",
+            force=True,
+        )
+        return record.after
+
+
+PER_CHIP = {
+    "chip-affine": PerChip("factor and offset per channel, plain network", "plain", "affine"),
+    "chip-low-rank": PerChip("low-rank correction, plain network", "plain", "low-rank"),
+    "chip-best": PerChip("low-rank correction, on top of everything that helps", "best", "low-rank"),
+}

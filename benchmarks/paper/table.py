@@ -1,0 +1,158 @@
+"""The table: collect what run.py measured, and render it into docs/paper.md.
+
+python benchmarks/paper/table.py collect build/paper     # into benchmarks/paper/figures.json
+python benchmarks/paper/table.py table                   # into docs/paper.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE = Path(__file__).with_name("figures.json")
+PAGE = ROOT / "docs" / "paper.md"
+START, END = "<!-- made by benchmarks/paper/table.py -->", "<!-- end -->"
+SIGMA = 0.5
+ORDER = (
+    "plain",
+    "longer",
+    "mean-gain",
+    "penalty",
+    "injection",
+    "distillation",
+    "closed-form",
+    "paper-kind",
+    "our-kinds",
+    "paper",
+    "best",
+    "chip-affine",
+    "chip-low-rank",
+    "chip-best",
+)
+"""Rungs as the ladder has them, which is not the order in which they are made."""
+
+Figures = Mapping[str, Any]
+Seeds = Mapping[str, Mapping[str, Figures]]
+"""Figures of a rung by training seed and rung."""
+
+
+def collect(folder: Path) -> None:
+    """Take all figures under a folder into the store."""
+    store = json.loads(STORE.read_text()) if STORE.exists() else {}
+    for path in sorted(folder.glob("*/seed-*/*.figures.json")):
+        row, seed = path.parts[-3], path.parts[-2].removeprefix("seed-")
+        rung = path.name.removesuffix(".figures.json")
+        store.setdefault(row, {}).setdefault(seed, {})[rung] = json.loads(path.read_text())
+    STORE.write_text(json.dumps(store, indent=1, sort_keys=True) + "\n")
+
+
+def table() -> str:
+    """Render the store: per row the ladder at sigma 0.5, then the grid."""
+    store: Mapping[str, Seeds] = json.loads(STORE.read_text())
+    return "\n\n".join(part for row, seeds in store.items() for part in (_ladder(row, seeds), _grid(seeds)))
+
+
+def render() -> str:
+    """Return the page with the table in its place."""
+    text = PAGE.read_text()
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    return f"{head}{START}\n\n{table()}\n\n{END}{tail}"
+
+
+def _ladder(row: str, seeds: Seeds) -> str:
+    lines = [
+        f"### `{row}`, training seeds {', '.join(seeds)}",
+        "",
+        "| rung | ideal | mean ± std [95 %] | retention | with copies | parameters | MACs | epochs | min |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rung in ORDER:
+        found = {seed: rungs[rung] for seed, rungs in seeds.items() if rung in rungs}
+        if found:
+            clean = fmean(seeds[seed]["plain"]["clean"] for seed in found)
+            lines.append(_line(list(found.values()), clean))
+    return "\n".join(lines)
+
+
+def _line(found: list[Figures], clean: float) -> str:
+    points = [_point(figures) for figures in found]
+    copies = [figures["copies"]["mean"] for figures in found if "copies" in figures]
+    macs = [figures["overhead"]["macs"] for figures in found if figures["overhead"]["macs"] is not None]
+    title = found[0]["title"] + (" (per chip)" if found[0]["scope"] == "per-chip" else "")
+    cells = [
+        title,
+        _percent(figures["clean"] for figures in found if "clean" in figures),
+        _spread(points),
+        _percent(point["mean"] / clean for point in points),
+        f"{_percent(copies)} ({_percent(copy / clean for copy in copies)})" if copies else "",
+        _percent(figures["overhead"]["params"] for figures in found),
+        _percent(macs),
+        _mean((figures.get("epochs") for figures in found), ".0f"),
+        _mean((s / 60 if (s := figures.get("seconds")) is not None else None for figures in found), ".1f"),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(points: list[Figures]) -> str:
+    """One seed: over its chips. Several: the mean of their means, and the range of these."""
+    if len(points) > 1:
+        means = [point["mean"] for point in points]
+        return f"{_percent(means)} ({100 * min(means):.2f} to {100 * max(means):.2f})"
+    (point,) = points
+    low, high = point["ci95"]
+    return f"{100 * point['mean']:.2f} ± {100 * point['std']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _grid(seeds: Seeds) -> str:
+    """Mean accuracy at every sigma, of the rungs that were measured there."""
+    first = next(iter(seeds.values()))
+    rungs = [name for name in ORDER if name in first and len(first[name]["points"]) > 1]
+    sigmas = [point["params"]["sigma"] for point in first["plain"]["points"]]
+    lines = [
+        "| trained for sigma 0.5, at sigma | " + " | ".join(f"{sigma:g}" for sigma in sigmas) + " |",
+        "|---|" + "---|" * len(sigmas),
+    ]
+    for rung in rungs:
+        found = [rungs_[rung]["points"] for rungs_ in seeds.values() if rung in rungs_]
+        cells = (_percent(points[i]["mean"] for points in found) for i in range(len(sigmas)))
+        lines.append(f"| {first[rung]['title']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _point(figures: Figures) -> Figures:
+    return next(point for point in figures["points"] if point["params"]["sigma"] == SIGMA)
+
+
+def _percent(values: Iterable[float]) -> str:
+    listed = list(values)
+    return f"{100 * fmean(listed):.2f}" if listed else ""
+
+
+def _mean(values: Iterable[float | None], form: str) -> str:
+    listed = [value for value in values if value is not None]
+    return format(fmean(listed), form) if listed else ""
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("collect").add_argument("folder", type=Path)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "collect":
+        collect(arguments.folder)
+    else:
+        PAGE.write_text(render())
+
+
+if __name__ == "__main__":
+    main()
