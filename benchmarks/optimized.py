@@ -12,12 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pages import filled
+
 from cnpass.records import OptimizeRecord, Point
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "optimized.json"
 RESULTS = ROOT / "docs" / "results.md"
-START, END = "<!-- made by benchmarks/optimized.py -->", "<!-- end -->"
+START = "<!-- made by benchmarks/optimized.py -->"
 _PATHS = {"data", "workers"}
 
 
@@ -62,10 +64,7 @@ def table() -> str:
 
 def render() -> str:
     """Return the page of results with the table in its place."""
-    text = RESULTS.read_text()
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n\n{table()}\n\n{END}{tail}"
+    return filled(RESULTS, START, table())
 
 
 def _row(record: OptimizeRecord) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import filled
 
 import cnpass
 from cnpass import data as datasets
@@ -30,7 +31,7 @@ from cnpass.runtime.devices import LogNormal
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "retraining.json"
 RESULTS = ROOT / "docs" / "results.md"
-START, END = "<!-- made by benchmarks/retraining.py -->", "<!-- end -->"
+START = "<!-- made by benchmarks/retraining.py -->"
 SIGMA = 0.5
 FIRST_CHIP = VALIDATION_CHIPS_START + 10_000
 BASE = "injection"
@@ -121,10 +122,7 @@ def _cells(entry: Entry | None, base: Entry | None) -> str:
 
 def render() -> str:
     """Return the page of results with the tables in their place."""
-    text = RESULTS.read_text()
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n\n{table()}\n\n{END}{tail}"
+    return filled(RESULTS, START, table())
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from pages import filled
+
 from cnpass import data as datasets
 from cnpass.compensation.overhead import weight_keys
 from cnpass.document import Document
@@ -43,7 +45,7 @@ from cnpass.training.schedule import seed_of
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "samplers.json"
 PAGE = ROOT / "docs" / "search.md"
-START, END = "<!-- made by benchmarks/samplers.py -->", "<!-- end -->"
+START = "<!-- made by benchmarks/samplers.py -->"
 SIGMA = 0.5
 MARKS = (10, 20, 40)
 """Trials after which the best figure is shown."""
@@ -271,7 +273,7 @@ def _costs(model: str, result: Mapping[str, Any]) -> Iterator[str]:
     for number in range(result["trials"]["per trial"]):
         figures = [run["fresh"][number] for run in alone]
         cost = statistics.fmean(run["cost"][number] for run in alone) / unit
-        if reached is None and statistics.fmean(figures) >= goal:
+        if reached is None and number and statistics.fmean(figures) >= goal:  # the first compensates nothing
             reached = number + 1, cost
         if number + 1 in {4, 8, 12, 16} or number + 1 == result["trials"]["per trial"]:
             spread = _spread([100 * figure for figure in figures])
@@ -291,10 +293,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def render() -> str:
     """Return the page with the tables in their place."""
-    text = PAGE.read_text()
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n\n{table()}\n\n{END}{tail}"
+    return filled(PAGE, START, table())
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Measure one row of the table, for one training seed: every rung of the ladder, one after the other.
 
 python benchmarks/paper/run.py lenet5-cifar10 --data cifar10.npz --seed 0
-python benchmarks/paper/table.py collect build/paper
-python benchmarks/paper/table.py table
+python benchmarks/paper_table.py collect build/paper
+python benchmarks/paper_table.py table
 
 What was made or measured is kept under --out; the same command goes on where it stopped.
 """

@@ -42,7 +42,7 @@ from cnpass.training.writeback import write_back
 
 _FEWEST_FIT_CHIPS = 32
 _MACS_FOR_PROCESSES = 1e11
-"""Multiply-accumulates of a search from which on several processes save more time than they take to start."""
+"""Multiply-accumulates of a search from which on several processes are started: an estimate."""
 
 
 @dataclass(frozen=True)

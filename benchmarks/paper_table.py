@@ -1,7 +1,7 @@
 """The table: collect what run.py measured, and render it into docs/paper.md.
 
-python benchmarks/paper/table.py collect build/paper     # into benchmarks/paper/figures.json
-python benchmarks/paper/table.py table                   # into docs/paper.md
+python benchmarks/paper_table.py collect build/paper     # into benchmarks/paper/figures.json
+python benchmarks/paper_table.py table                   # into docs/paper.md
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-STORE = Path(__file__).with_name("figures.json")
+from pages import filled
+
+ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / "benchmarks" / "paper" / "figures.json"
 PAGE = ROOT / "docs" / "paper.md"
-START, END = "<!-- made by benchmarks/paper/table.py -->", "<!-- end -->"
+START = "<!-- made by benchmarks/paper_table.py -->"
 SIGMA = 0.5
 ORDER = (
     "plain",
@@ -59,10 +61,7 @@ def table() -> str:
 
 def render() -> str:
     """Return the page with the table in its place."""
-    text = PAGE.read_text()
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    return f"{head}{START}\n\n{table()}\n\n{END}{tail}"
+    return filled(PAGE, START, table())
 
 
 def _ladder(row: str, seeds: Seeds) -> str:
