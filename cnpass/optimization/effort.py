@@ -143,7 +143,7 @@ class Effort:
         fixed = tunings * self.tuning + firsts * self.retrain + places * (self.shared + self.compensation)
         trials = places * self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
         epoch = size.samples / size.batch * seconds_per_step
-        least, most = (fixed + last * epochs for epochs in (min(self.retrain, self.together), self.together))
+        least, most = (fixed + last * epochs for epochs in (self.last(0.0), self.together))
         told = f"training: {least} epochs, about {_shown(least * epoch + trials)}"
         if self.grows and most > least:
             told += f"; up to {most}, {_shown(most * epoch + trials)}, where much accuracy is missing"

@@ -73,6 +73,12 @@ def test_the_announcement_says_how_long_it_takes() -> None:
     assert "100 epochs, about 38 min (" in alone
 
 
+def test_a_budget_is_announced_as_it_is_spent() -> None:
+    effort = Effort.within("retrain", 600, SMALL, 0.01, trials=0)
+    told = effort.announcement(SMALL, 0.01, firsts=0, places=False, last=True, tunings=0)
+    assert f"training: {effort.together} epochs, about 9 min (" in told
+
+
 def test_better_means_beyond_chance_on_the_same_chips() -> None:
     rng = np.random.default_rng(0)
     chips = rng.normal(0.5, 0.1, 30)
