@@ -32,6 +32,27 @@ def vgg9() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
+def vgg16(classes: int, width: int = 64) -> nn.Sequential:
+    """Build VGG16 for 3x32x32 images (Simonyan and Zisserman, 2015), with one linear classifier as usual there.
+
+    Args:
+        classes: Classes of the classifier.
+        width: Filters of the first convolution: 64 in VGG16; less makes every layer narrower in proportion.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs, number = 3, 0
+    for block, (convolutions, factor) in enumerate(((2, 1), (2, 2), (3, 4), (3, 8), (3, 8)), start=1):
+        for _ in range(convolutions):
+            number += 1
+            layers[f"conv{number}"] = nn.Conv2d(inputs, factor * width, 3, padding=1)
+            layers[f"relu{number}"] = nn.ReLU()
+            inputs = factor * width
+        layers[f"pool{block}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(inputs, classes)
+    return nn.Sequential(layers)
+
+
 def lenet5(channels: int, size: int) -> nn.Sequential:
     """Build LeNet-5 with ReLU and max-pooling (LeCun et al., 1998, had tanh and subsampling).
 

@@ -62,25 +62,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cnpass-fuzz")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    kept = options.folder / "failures"
+    kept.mkdir(parents=True, exist_ok=True)
+    sources = all_sources()
     outcomes: Counter[str] = Counter()
-    failures: dict[int, str] = {}
+    failed = False
     for start in range(options.first, options.first + options.cases, BLOCK):
         stop = min(start + BLOCK, options.first + options.cases)
-        found, texts = fuzz(options.folder / "work", options.seed, start, stop)
+        found, failures = fuzz(options.folder / "work", options.seed, start, stop)
         outcomes.update(found)
-        failures.update(texts)
+        failed = failed or bool(failures)
         sys.stdout.write(f"{stop - options.first} cases: {dict(sorted(outcomes.items()))}\n")
+        for number, text in failures.items():  # at once, for a run of hours may be stopped
+            model = damaged(sources, np.random.default_rng([options.seed, number]))
+            (kept / f"{options.seed}-{number}.onnx").write_bytes(model)
+            (kept / f"{options.seed}-{number}.txt").write_text(text, encoding="utf-8")
+            sys.stdout.write(f"case {number}: {text.strip().splitlines()[-1]}\n")
         sys.stdout.flush()
-    kept = options.folder / "failures"
-    kept.mkdir(exist_ok=True)
-    sources = all_sources()
-    for number, text in failures.items():
-        model = damaged(sources, np.random.default_rng([options.seed, number]))
-        (kept / f"{options.seed}-{number}.onnx").write_bytes(model)
-        (kept / f"{options.seed}-{number}.txt").write_text(text, encoding="utf-8")
-        sys.stdout.write(f"case {number}: {text.strip().splitlines()[-1]}\n")
-    return 1 if failures else 0
+    return int(failed)
 
 
 if __name__ == "__main__":
