@@ -40,6 +40,8 @@ CHECK_CHIPS = 10
 """Validation chips that a training looks at again and again."""
 _FIRST_CHECK = 1000
 """Of validation chips those from here on are for checks; the first ones are the ladder's."""
+TUNING_CHIPS = range(VALIDATION_CHIPS_START + 2000, VALIDATION_CHIPS_START + 2030)
+"""Validation chips that options of training are chosen on, and nothing else is measured on."""
 CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
 SEARCH_SAMPLES = 600
@@ -217,6 +219,14 @@ class Job:
         validator = self.problem.validator
         few = slice(SEARCH_SAMPLES)
         return replace(validator, samples=validator.samples.take(few), expected=validator.expected[few])
+
+    @property
+    def tuning_validator(self) -> Validator:
+        """The figure that options of training are chosen by.
+
+        Its chips are its own: on those that it was chosen on, a choice looks better than it is.
+        """
+        return replace(self.problem.validator, chips=TUNING_CHIPS)
 
     def options(self, epochs: int) -> TrainOptions:
         """How the analog weights are trained, without penalty."""

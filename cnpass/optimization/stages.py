@@ -18,12 +18,10 @@ from cnpass.compensation.overhead import cost, overhead, weight_keys
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
-from cnpass.evaluation import VALIDATION_CHIPS_START
 from cnpass.evaluation.pool import default_workers
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
-from cnpass.optimization.ladder import RUNG_CHIPS
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
@@ -126,7 +124,7 @@ class TriedOut:
     """What a training for comparison came to.
 
     Attributes:
-        values: The figure of every validation chip of a rung.
+        values: The figure of every chip that options are chosen on.
         epochs: Epochs trained.
     """
 
@@ -154,8 +152,7 @@ def try_out(job: Job, epochs: int, beta: float, *, name: str, title: str) -> Tri
         progress=job.progress,
         title=title,
     )
-    chips = range(VALIDATION_CHIPS_START, VALIDATION_CHIPS_START + RUNG_CHIPS)
-    values = replace(job.problem.validator, chips=chips).values(forward)
+    values = job.tuning_validator.values(forward)
     path.unlink(missing_ok=True)
     return TriedOut(values, result.epochs)
 

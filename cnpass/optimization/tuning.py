@@ -1,8 +1,9 @@
 """``--tune``: a small study of short trainings that chooses how the analog weights are trained.
 
 Every trial trains the source for the same number of epochs with the same seed, and is measured on the same
-validation samples and chips, so that two figures differ by the options alone. The first trial has the
-recipe's own options; others replace them only if they are better chip by chip, and not by chance.
+validation samples and chips, so that two figures differ by the options alone. No rung of the ladder is
+measured on these chips. The first trial has the recipe's own options; others replace them only if they are
+better chip by chip, and not by chance.
 """
 
 from __future__ import annotations

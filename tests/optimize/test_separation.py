@@ -19,6 +19,7 @@ from cnpass.data import Split
 from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo
 from cnpass.optimization import calibrating
 from cnpass.optimization import run as optimizing
+from cnpass.optimization.job import TUNING_CHIPS
 from cnpass.training.crossbars import Crossbars
 
 TRAINING: dict[str, Any] = {"sigma": 1.2, "epochs": 2, "workers": 1}
@@ -56,7 +57,8 @@ class _Watch:
         open: Whether they are.
         sealed: The test samples, once there are any.
         training: Seeds of torch generators that chips to train on were drawn from.
-        validation: Chips that choices were made by.
+        validation: Chips that trainings, studies and searches chose by.
+        ladder: Chips that Monte-Carlo runs chose by.
         fitting: Chips that closed forms were fitted on.
         measured: Samples that Monte-Carlo runs measured on.
     """
@@ -65,6 +67,7 @@ class _Watch:
     sealed: list[_Sealed] = field(default_factory=list)
     training: set[int] = field(default_factory=set)
     validation: set[int] = field(default_factory=set)
+    ladder: set[int] = field(default_factory=set)
     fitting: set[int] = field(default_factory=set)
     measured: list[np.ndarray] = field(default_factory=list)
 
@@ -103,7 +106,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], _Watch]:
 
         def measured(self: MonteCarlo, target: Any, chips: Any, **named: Any) -> Any:
             if seen.open:
-                seen.validation.update(chips)
+                seen.ladder.update(chips)
                 seen.measured.append(self._split.x)
             return values(self, target, chips, **named)
 
@@ -149,11 +152,14 @@ def test_neither_test_samples_nor_test_chips_decide_anything(
     assert all(np.array_equal(x, kept["x_val"]) for x in seen.measured)
     assert seen.sealed[0].read == (name in {"optimize", "calibrate"})
     if name == "calibrate":  # its one chip is what it is about
-        assert seen.validation == {7}
+        assert seen.ladder == {7}
         assert not seen.training
+        assert not seen.validation
     else:
-        assert min(seen.validation) >= VALIDATION_CHIPS_START
-        assert max(seen.validation) < FIT_CHIPS_START
+        assert min(seen.validation | seen.ladder) >= VALIDATION_CHIPS_START
+        assert max(seen.validation | seen.ladder) < FIT_CHIPS_START
+        assert not seen.validation & seen.ladder  # so no rung is flattered by a choice before it
+        assert (set(TUNING_CHIPS) < seen.validation) == (name != "search")
         assert bool(seen.fitting) == (name == "optimize")
         # Chips to train on have no number: their generators are seeded by hashes, far from any chip's number.
         assert min(seen.training) > 2**32
