@@ -3,7 +3,8 @@
 Assumptions behind the figures:
 
 - one cell holds one weight (a differential pair counts as one cell); biases stay digital;
-- a matrix of K rows and N columns is cut into ceil(K / tile_rows) x ceil(N / tile_cols) tiles;
+- a matrix of K rows and N columns is cut into ceil(K / tile_rows) x ceil(N / tile_cols) tiles; their size is
+  the one asked for, else that of the mapped node, else 256 x 256;
 - R copies of a weight take R cells of one column of one tile, whose rows all get its input: a tile then holds
   tile_rows / R rows of the matrix, rounded down;
 - a grouped convolution is one matrix per group; as many groups share a tile as fit into it along its
@@ -22,13 +23,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
+
+import onnx_graphsurgeon as gs
 
 from cnpass.collector import paused_collection
 from cnpass.document import Document
+from cnpass.errors import ModelError
 from cnpass.functions import inline_products
-from cnpass.mapping import NodePlan, Product, plan
+from cnpass.mapping import MappingPlan, NodePlan, Product, plan
+from cnpass.nodes import label
 from cnpass.records import InspectRecord, InspectTotals, ModelInfo, NodeRecord
 from cnpass.runtime import ops
+from cnpass.runtime.periphery import NO_PERIPHERY, Periphery
+
+DEFAULT_TILE = 256
+"""Rows and columns of a tile where neither the user nor the node says."""
+
+
+class Tile(NamedTuple):
+    """The size of a crossbar tile."""
+
+    rows: int
+    cols: int
 
 
 @dataclass(frozen=True)
@@ -61,16 +78,36 @@ def layout(product: Product, tile_rows: int, tile_cols: int) -> Layout:
     return Layout(product.groups * down * across, product.cols * product.groups * down)
 
 
+def tile_of(node: gs.Node | None, rows: int | None, cols: int | None) -> Tile:
+    """The tiles that a node's weight lies in.
+
+    Args:
+        node: an analog node, or one that could be; its own tiles are its attributes `tile_rows`, `tile_cols`.
+        rows: asked for; None leaves it to the node.
+        cols: likewise.
+
+    Raises:
+        ModelError: the node's periphery is out of range; names the node.
+    """
+    own = NO_PERIPHERY
+    if node is not None and node.domain == ops.DOMAIN:
+        try:
+            own = Periphery.from_attributes(node.attrs)
+        except ModelError as error:
+            raise ModelError(f"node {label(node)!r}: {error}") from None
+    return Tile(rows or own.tile_rows or DEFAULT_TILE, cols or own.tile_cols or DEFAULT_TILE)
+
+
 @paused_collection()
 def inspect(
-    model: str | os.PathLike[str] | Document, *, tile_rows: int = 256, tile_cols: int = 256
+    model: str | os.PathLike[str] | Document, *, tile_rows: int | None = None, tile_cols: int | None = None
 ) -> InspectRecord:
     """List the nodes of a model as analog or digital, with reasons and hardware figures.
 
     Args:
         model: path of a model, or a document.
-        tile_rows: rows of a crossbar tile.
-        tile_cols: columns of a crossbar tile.
+        tile_rows: rows of a crossbar tile; None: as mapped nodes have it, else 256.
+        tile_cols: columns of a crossbar tile; None: likewise.
 
     Returns:
         The record; a figure that needs a shape which is not known is None.
@@ -79,19 +116,20 @@ def inspect(
         ModelError: the file is no ONNX model, or external data are missing.
         ValueError: a tile has no cells.
     """
-    if tile_rows < 1 or tile_cols < 1:
-        raise ValueError(f"a tile of {tile_rows} x {tile_cols} has no cells")
+    for name, size in (("rows", tile_rows), ("columns", tile_cols)):
+        if size is not None and size < 1:
+            raise ValueError(f"a tile of {size} {name} has no cells")
     document = model if isinstance(model, Document) else Document.load(model)
     if any(function.domain != ops.DOMAIN for function in document.functions):
         document = document.copy()
         inline_products(document)
     found = plan(document)
-    tile = (tile_rows, tile_cols)
-    nodes = [_record(node, tile) for node in found.nodes]
+    tiles = [tile_of(node.node, tile_rows, tile_cols) for node in found.nodes]
+    nodes = [_record(node, tile) for node, tile in zip(found.nodes, tiles, strict=True)]
     return InspectRecord(
         model=ModelInfo(path=_path(document.path), sha256=document.sha256, opset=document.opset),
         nodes=nodes,
-        totals=_totals(found.nodes, nodes, found.constants, tile),
+        totals=_totals(found, nodes, tiles, tile_of(None, tile_rows, tile_cols)),
     )
 
 
@@ -99,7 +137,7 @@ def _path(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _record(node: NodePlan, tile: tuple[int, int]) -> NodeRecord:
+def _record(node: NodePlan, tile: Tile) -> NodeRecord:
     product = node.product
     placed = layout(product, *tile) if product else None
     return NodeRecord(
@@ -122,25 +160,33 @@ def _record(node: NodePlan, tile: tuple[int, int]) -> NodeRecord:
     )
 
 
-def _totals(
-    nodes: tuple[NodePlan, ...], records: list[NodeRecord], constants: dict[str, int], tile: tuple[int, int]
-) -> InspectTotals:
-    weights = {node.key: node.product for node in nodes if node.product is not None}
-    tiles = sum(layout(product, *tile).tiles for product in weights.values())
-    sizes = {key: product.rows * product.cols * product.groups for key, product in weights.items()}
-    used = sum(sizes[key] * product.copies for key, product in weights.items())
-    cells = tiles * tile[0] * tile[1]
+def _totals(found: MappingPlan, records: list[NodeRecord], tiles: list[Tile], default: Tile) -> InspectTotals:
+    """The sums.
+
+    Args:
+        found: the plan.
+        records: of its nodes.
+        tiles: of its nodes.
+        default: what tiles of further nodes would be.
+    """
+    uses = zip(found.nodes, tiles, strict=True)
+    weights = {node.key: (node.product, tile) for node, tile in uses if node.product is not None}
+    placed = [(layout(product, *tile).tiles, tile) for product, tile in weights.values()]
+    sizes = {key: product.rows * product.cols * product.groups for key, (product, _) in weights.items()}
+    used = sum(sizes[key] * product.copies for key, (product, _) in weights.items())
+    cells = sum(count * tile.rows * tile.cols for count, tile in placed)
+    rows, cols = ({tile[axis] for _, tile in placed} or {default[axis]} for axis in (0, 1))
     analog = [record for record in records if record.domain == "analog"]
     return InspectTotals(
         analog=len(analog),
         digital=len(records) - len(analog),
-        params=sum(constants.values()),
+        params=sum(found.constants.values()),
         macs=_sum(record.macs for record in records),
         analog_params=sum(sizes.values()),
         analog_macs=_sum(record.macs for record in analog),
-        tile_rows=tile[0],
-        tile_cols=tile[1],
-        tiles=tiles,
+        tile_rows=rows.pop() if len(rows) == 1 else None,
+        tile_cols=cols.pop() if len(cols) == 1 else None,
+        tiles=sum(count for count, _ in placed),
         cells_used=used,
         cells_free=cells - used,
         cells=cells,

@@ -30,6 +30,9 @@ Layout = Literal["nchw", "nhwc"]
 Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
 
 
+_AS_MAPPED = "(default: as mapped nodes have it, else 256)"
+
+
 class Recipe(BaseModel):
     """Options of one verb."""
 
@@ -334,8 +337,8 @@ class InspectRecipe(Recipe):
 
     verb: ClassVar[str] = "inspect"
 
-    tile_rows: int = Field(default=256, ge=1, description="rows of a crossbar tile")
-    tile_cols: int = Field(default=256, ge=1, description="columns of a crossbar tile")
+    tile_rows: int | None = Field(default=None, ge=1, description=f"rows of a crossbar tile {_AS_MAPPED}")
+    tile_cols: int | None = Field(default=None, ge=1, description=f"columns of a crossbar tile {_AS_MAPPED}")
 
 
 class RewriteRecipe(Recipe):

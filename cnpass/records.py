@@ -104,8 +104,12 @@ class InspectTotals(Frozen):
     macs: Count | None = Field(description="per inference; null where a shape is not known")
     analog_params: Count = Field(description="weights on crossbars, each stored one counted once")
     analog_macs: Count | None
-    tile_rows: Count = Field(description="rows of a tile that the figures assume")
-    tile_cols: Count = Field(description="columns of a tile that the figures assume")
+    tile_rows: Count | None = Field(
+        description="rows of a tile that the figures assume; null where nodes have several sizes"
+    )
+    tile_cols: Count | None = Field(
+        description="columns of a tile that the figures assume; null where nodes have several sizes"
+    )
     tiles: Count
     cells_used: Count = Field(description="cells that hold a weight or a copy of one")
     cells_free: Count

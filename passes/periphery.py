@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_graphsurgeon as gs
 
@@ -33,14 +33,15 @@ def write(document: Document, options: Mapping[str, float]) -> tuple[str, ...]:
             node.attrs[ops.OUTPUT_RANGE] = 0.0
     for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
         _level([node for node in nodes if node.op == op])
-    notes = _number_samples(document, nodes)
-    unset = [label(node) for node in nodes if of_node(node).missing]
-    if unset:
-        notes = (
-            *notes,
-            f"{len(unset)} nodes lack the range of a converter; calibrate-ranges must set it before they run",
-        )
-    return notes
+    return (*_number_samples(document, nodes), *missing_ranges(nodes))
+
+
+def missing_ranges(nodes: Iterable[gs.Node]) -> tuple[str, ...]:
+    """A line on how many analog nodes cannot run because a converter has no range; none if all can."""
+    unset = sum(of_node(node).missing is not None for node in nodes)
+    if not unset:
+        return ()
+    return (f"{unset} nodes lack the range of a converter; calibrate-ranges must set it before they run",)
 
 
 def of_node(node: gs.Node) -> Periphery:

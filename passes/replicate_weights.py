@@ -15,10 +15,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cnpass.document import Document
-from cnpass.inspection import layout
+from cnpass.inspection import DEFAULT_TILE, layout, tile_of
 from cnpass.mapping import Product, plan
 from cnpass.nodes import label
-from cnpass.passes import analog
+from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
     PASS_CONFIG,
     Pass,
@@ -27,9 +27,7 @@ from cnpass.passes.base import (
 )
 from cnpass.runtime import ops
 
-_TILE = 256
-"""Rows and columns of a tile where neither node nor option says."""
-_AS_THEY_ARE = f"default: as the nodes have it, else {_TILE}"
+_AS_THEY_ARE = f"default: as the nodes have it, else {DEFAULT_TILE}"
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
@@ -48,7 +46,8 @@ class ReplicateWeights(Pass):
     across, in different groups or tiles), it keeps one: its copies would lie on one column for one node only.
 
     Where nodes have tiles (`map-crossbar{tile-rows=...}`), these are what copies fill: the runtime simulates
-    copies in them, so the options may not say otherwise.
+    copies in them, so the options may not say otherwise. Where copies leave a tile fewer rows of the weight,
+    or more, its partial sums are others and `output_range` is unset: `calibrate-ranges` comes afterwards.
     """
 
     name: ClassVar[str] = "replicate-weights"
@@ -101,6 +100,8 @@ class ReplicateWeights(Pass):
                 notes.append(f"weight {key!r} keeps one copy: nodes read it in different ways")
         copies, added = self._copies(matrices)
         wanted = {id(use.node): copies.get(key, 1) for key, found in uses.items() for use in found}
+        for use in (use for found in uses.values() for use in found):
+            use.unset_stale_range(wanted[id(use.node)])
         modified = _write(nodes, wanted)
         if modified and analog.drop_bodies(document):
             analog.write_bodies(document)
@@ -110,12 +111,10 @@ class ReplicateWeights(Pass):
             done += f", {several[0]} to {several[-1]}"
         if self.extra_tiles:
             done += f"; {added} tiles added"
-        return PassResult(modified, (done, *notes))
+        return PassResult(modified, (done, *notes, *periphery.missing_ranges(nodes)))
 
     def _matrix(self, node: gs.Node, product: Product) -> _Matrix:
-        rows = node.attrs.get(ops.TILE_ROWS) or self.tile_rows or _TILE
-        cols = node.attrs.get(ops.TILE_COLS) or self.tile_cols or _TILE
-        return _Matrix(product, rows, cols)
+        return _Matrix(product, *tile_of(node, self.tile_rows, self.tile_cols))
 
     def _copies(self, matrices: dict[str, _Matrix]) -> tuple[dict[str, int], int]:
         """Copies of every weight, and how many tiles they add."""
@@ -186,6 +185,13 @@ class _Use(NamedTuple):
         axis = ops.column_axis(self.node.op, self.node.attrs.get(ops.WEIGHT_PERM))
         product, *tile = self.matrix
         return axis, product.rows, product.cols, product.groups, *tile
+
+    def unset_stale_range(self, copies: int) -> None:
+        """Unset the ADC's range if so many copies change which rows share a tile, and so what it converts."""
+        around, product = periphery.of_node(self.node), self.matrix.product
+        stale = around.tiles(product.rows, product.copies) != around.tiles(product.rows, copies)
+        if around.output_range and stale:
+            self.node.attrs[ops.OUTPUT_RANGE] = 0.0
 
 
 def _write(nodes: list[gs.Node], copies: Mapping[int, int]) -> bool:

@@ -71,7 +71,7 @@ def run(
             ("parameters on crossbars", total.analog_params),
             ("MACs per inference", total.macs),
             ("MACs on crossbars", total.analog_macs),
-            (f"tiles of {total.tile_rows} x {total.tile_cols}", total.tiles),
+            (f"tiles of {total.tile_rows or '?'} x {total.tile_cols or '?'}", total.tiles),
             ("cells used", f"{total.cells_used} of {total.cells}"),
             ("cells free", total.cells_free),
             ("utilisation", percent(total.utilisation)),

@@ -71,6 +71,35 @@ def test_copies_count_as_rows_and_cells(build):
         assert totals.cells_free == totals.cells - totals.cells_used
 
 
+def test_mapped_nodes_lie_in_their_own_tiles(build):
+    document = conv(build, (6, 3, 5, 5), ["n", 3, 9, 9])
+    Pipeline.parse("map-crossbar{tile-rows=30,tile-cols=4}").run(document)
+    totals = inspect(document).totals
+    assert (totals.tile_rows, totals.tile_cols, totals.tiles, totals.cells) == (30, 4, 6, 6 * 30 * 4)
+    totals = inspect(document, tile_rows=75).totals
+    assert (totals.tile_rows, totals.tile_cols, totals.tiles) == (75, 4, 2)
+
+
+def test_tiles_of_several_sizes(build):
+    nodes = [helper.make_node("MatMul", [a, w], [b], b) for a, w, b in (("x", "v", "h"), ("h", "w", "y"))]
+    weights = {name: np.ones((4, 4), np.float32) for name in "vw"}
+    document = Document.from_proto(build(nodes, weights))
+    Pipeline.parse("map-crossbar{tile-rows=4,tile-cols=8,portable=never}").run(document)
+    document.graph.nodes[0].attrs["tile_rows"] = 2
+    record = inspect(document)
+    assert [node.tiles for node in record.nodes] == [2, 1]
+    totals = record.totals
+    assert (totals.tile_rows, totals.tile_cols, totals.cells) == (None, 8, 2 * 2 * 8 + 4 * 8)
+
+
+def test_impossible_tiles(build):
+    document = conv(build, (6, 3, 5, 5), ["n", 3, 9, 9])
+    Pipeline.parse("map-crossbar").run(document)
+    document.graph.nodes[0].attrs["tile_rows"] = -1
+    with pytest.raises(ModelError, match=r"node 'c': attribute 'tile_rows': .* greater than or equal to 0"):
+        inspect(document)
+
+
 @pytest.mark.parametrize("copies", [0, 2**16 + 1, 1.5])
 def test_impossible_copies(build, copies):
     document = conv(build, (6, 3, 5, 5), ["n", 3, 9, 9])

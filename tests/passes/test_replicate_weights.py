@@ -176,6 +176,17 @@ def test_tiles_of_the_nodes_are_filled(build, rows, options, expected):
     assert [node.attrs["tile_cols"] for node in analog_nodes(document)] == [4]
 
 
+@pytest.mark.parametrize(("options", "kept"), [("", True), ("{extra-tiles=1}", False)])
+def test_the_range_of_other_partial_sums_is_unset(build, options, kept):
+    """75 rows in a tile of 150: two copies leave one tile with all rows, and a third one does not."""
+    document = tiled(build, 150, 6)
+    for node in analog_nodes(document):
+        node.attrs |= {"adc_bits": 8, "output_range": 3.0}
+    notes = Pipeline.parse(f"replicate-weights{options}").run(document, [Verifying()]).notes
+    assert [node.attrs["output_range"] for node in analog_nodes(document)] == [3.0 if kept else 0.0]
+    assert any("1 nodes lack the range of a converter" in note for note in notes) != kept
+
+
 @pytest.mark.parametrize("option", ["tile-rows=256", "tile-cols=256"])
 def test_options_against_the_tiles_of_the_nodes(build, option):
     name = option.partition("=")[0]
