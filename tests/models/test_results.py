@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("retraining", "results.md", "`digits-vgg9`, 100 epochs"),
         ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
         ("paper_table", "paper.md", "### `lenet5-cifar10`"),
+        ("peer_devices", "devices.md", "| pcm, programming |"),
     ],
 )
 def test_the_tables_are_those_of_the_records(
@@ -30,3 +32,12 @@ def test_the_tables_are_those_of_the_records(
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / page).read_text() == module.render(), f"run python benchmarks/{script}.py table"
     assert row in module.table()
+
+
+def test_our_devices_agree_with_those_of_peers_where_no_reason_says_otherwise() -> None:
+    store = json.loads((ROOT / "benchmarks" / "peers" / "devices.json").read_text())
+    assert len(store["peers"]) == 2
+    for peer in store["peers"].values():
+        for name, case in peer["cases"].items():
+            agree = all(row["distance"] <= store["limit"] for row in case["rows"])
+            assert agree == (not case["differs"]), f"{peer['version']}: {name}"
