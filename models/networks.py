@@ -33,7 +33,7 @@ def vgg9() -> nn.Sequential:
 
 
 def vgg16(classes: int, width: int = 64) -> nn.Sequential:
-    """Build VGG16 for 3x32x32 images (Simonyan and Zisserman, 2015), with one linear classifier as usual there.
+    """Build VGG16 for 3x32x32 images (Simonyan and Zisserman, 2015), with one linear classifier.
 
     Args:
         classes: Classes of the classifier.

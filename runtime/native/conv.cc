@@ -14,7 +14,7 @@ namespace {
 
 // Work of one task, so that its columns and its sums stay in the second-level cache.
 constexpr int64_t kColumnBlock = 256;
-constexpr int64_t kRowBlock = 252;  // a multiple of tile_rows of every instruction set
+constexpr int64_t kRowBlock = 516;  // a multiple of tile_rows of every instruction set
 
 // Up to this many filters in a group, copying the columns would cost more than what multiplies them.
 constexpr int64_t kMaxDirectFilters = 2;

@@ -52,7 +52,8 @@ void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layo
     return;
   }
   const int64_t portion = std::min(g.images, std::max<int64_t>(1, kPortion / layout.image));
-  Buffer buffer(portion * layout.image + kSlack);
+  thread_local Buffer buffer;
+  buffer.reserve(portion * layout.image + kSlack);
   std::fill_n(buffer.data() + portion * layout.image, kSlack, 0.0f);
   for (int64_t first = 0; first < g.images; first += portion) {
     const int64_t count = std::min(portion, g.images - first);

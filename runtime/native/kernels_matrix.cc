@@ -54,6 +54,8 @@ void multiply_tile(int64_t depth, const float* a, const float* b, const float* b
   for (int64_t k = 0; k < depth; ++k) {
     const Vector b0 = load(b);
     const Vector b1 = load(b + kVector);
+    __builtin_prefetch(a +
+                       kTile * kDepthBlock);  // of the next panel: streams of weights outrun the hardware's
 #pragma GCC unroll 16
     for (int i = 0; i < kTile; ++i) {
       sums[i][0] += a[i] * b0;
@@ -87,10 +89,10 @@ MultiplyTile tile_of(int64_t rows) {
 
 void multiply(const float* a, const float* b, int64_t rows, int64_t columns, int64_t depth,
               const float* before, const Readout* readout, bool accumulate, float* c, int64_t c_stride) {
-  for (int64_t row = 0; row < rows; row += kRows) {
-    const int64_t height = smaller(kRows, rows - row);
-    const MultiplyTile tile = tile_of(height);
-    for (int64_t column = 0; column < columns; column += kColumns) {
+  for (int64_t column = 0; column < columns; column += kColumns) {
+    for (int64_t row = 0; row < rows; row += kRows) {
+      const int64_t height = smaller(kRows, rows - row);
+      const MultiplyTile tile = tile_of(height);
       tile(depth, a + row * depth, b + column * depth, before, readout, row * c_stride + column, accumulate,
            c, c_stride);
     }

@@ -3,6 +3,9 @@
 //
 // The polynomials are those of the Cephes library (S. Moshier) for float32.
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -25,30 +28,70 @@ inline uint32_t as_bits(float value) {
   return bits;
 }
 
-// The four words of blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy as 1,
-// 2, 3").
-inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t* __restrict x0,
-                                                  uint32_t* __restrict x1, uint32_t* __restrict x2,
-                                                  uint32_t* __restrict x3) {
-  for (int i = 0; i < kLanes; ++i) {
-    x0[i] = static_cast<uint32_t>(block + i);
-    x1[i] = draws.copy << 16 | static_cast<uint32_t>((block + i) >> 32);
-    x2[i] = draws.chip;
-    x3[i] = draws.purpose << 24 | draws.stream;
-  }
-  uint32_t key0 = static_cast<uint32_t>(draws.seed);
-  uint32_t key1 = static_cast<uint32_t>(draws.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t p0 = uint64_t{0xD2511F53u} * x0[i];
-      const uint64_t p1 = uint64_t{0xCD9E8D57u} * x2[i];
-      x0[i] = static_cast<uint32_t>(p1 >> 32) ^ x1[i] ^ key0;
-      x2[i] = static_cast<uint32_t>(p0 >> 32) ^ x3[i] ^ key1;
-      x1[i] = static_cast<uint32_t>(p1);
-      x3[i] = static_cast<uint32_t>(p0);
+// 64-bit lanes, as many as a vector of this instruction set has.
+#if defined(__AVX512F__)
+constexpr int kWide = 8;
+#elif defined(__AVX2__)
+constexpr int kWide = 4;
+#else
+constexpr int kWide = 2;
+#endif
+typedef uint64_t Wide __attribute__((vector_size(8 * kWide)));
+constexpr uint64_t kLow = 0xffffffffu;
+constexpr uint64_t kEven[8] = {0, 2, 4, 6, 8, 10, 12, 14};
+
+// The products of the low halves of the lanes: one instruction on x86, for which the compiler finds three.
+inline __attribute__((always_inline)) Wide product_of_low(Wide a, uint64_t b) {
+  const Wide factor = Wide{} + b;
+#if defined(__AVX512F__)
+  return (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)factor);  // no mask: GCC 12 warns without
+#elif defined(__AVX2__)
+  return (Wide)_mm256_mul_epu32((__m256i)a, (__m256i)factor);
+#elif defined(__SSE2__)
+  return (Wide)_mm_mul_epu32((__m128i)a, (__m128i)factor);
+#else
+  return (a & kLow) * factor;
+#endif
+}
+
+// One round on the four words of a block per lane, which lie in the low halves; the high ones are not
+// defined.
+inline __attribute__((always_inline)) void philox_round(Wide* x, Wide key0, Wide key1) {
+  const Wide p0 = product_of_low(x[0], 0xD2511F53u);
+  const Wide p1 = product_of_low(x[2], 0xCD9E8D57u);
+  x[0] = (p1 >> 32) ^ x[1] ^ key0;
+  x[2] = (p0 >> 32) ^ x[3] ^ key1;
+  x[1] = p1;
+  x[3] = p0;
+}
+
+// The four words of kLanes blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy
+// as 1, 2, 3"). Blocks with even and odd numbers are computed apart, and interleaved in the end.
+inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t* x0,
+                                                  uint32_t* x1, uint32_t* x2, uint32_t* x3) {
+  uint32_t* const out[4] = {x0, x1, x2, x3};
+  for (int lane = 0; lane < kLanes; lane += 2 * kWide) {
+    Wide even[4];
+    Wide odd[4];
+    memcpy(even, kEven, sizeof even[0]);
+    even[0] += block + static_cast<uint64_t>(lane);
+    odd[0] = even[0] + 1;
+    even[1] = (even[0] >> 32) | uint64_t{draws.copy << 16};
+    odd[1] = (odd[0] >> 32) | uint64_t{draws.copy << 16};
+    even[2] = odd[2] = Wide{} + draws.chip;
+    even[3] = odd[3] = Wide{} + (draws.purpose << 24 | draws.stream);
+    Wide key0 = Wide{} + draws.seed;
+    Wide key1 = Wide{} + (draws.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      philox_round(even, key0, key1);
+      philox_round(odd, key0, key1);
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
     }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    for (int word = 0; word < 4; ++word) {
+      const Wide both = (even[word] & kLow) | (odd[word] << 32);  // the low half comes first in memory
+      memcpy(out[word] + lane, &both, sizeof both);
+    }
   }
 }
 

@@ -13,6 +13,7 @@ constexpr int64_t kMaxStream = (int64_t{1} << 24) - 1;
 constexpr int64_t kMaxChip = (int64_t{1} << 32) - 2;
 constexpr int64_t kMaxElements = int64_t{1} << 50;  // 2^48 blocks of four random words
 constexpr int64_t kProgrammedAtOnce = 1 << 14;      // elements per unit of parallel work
+constexpr int64_t kKeptScratch = 1 << 24;           // elements whose room a thread keeps, as BufferPool does
 
 // Calls visit(first, depth) for every block of the sums.
 template <class Visit>
@@ -141,7 +142,12 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
     const std::lock_guard<std::mutex> lock(mutex_);
     kept = snapshot_;
   }
-  if (kept != nullptr && current(*kept, weight, chip)) return {kept, &kept->packed};
+  if (kept != nullptr && current(*kept, weight, chip)) return kept->packed;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (snapshot_ == kept) snapshot_.reset();
+  }
+  kept.reset();  // its memory is then free for the next one, unless another thread still multiplies with it
 
   // Without the lock: another thread may meanwhile program another chip, or this one, into a snapshot of its
   // own.
@@ -152,10 +158,11 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
   fresh->dims = weight.dims;
   const float* values = weight.floats();
   if (!constant_dims_) fresh->stored.assign(values, values + count);
-  Buffer programmed;
+  thread_local Buffer kept_scratch;
+  Buffer scratch;
   if (!programmer_.transparent() && chip != kIdealChip) {
     const FullScale scale = constant_dims_ ? constant_scale_ : full_scale(weight);
-    float* out = programmed.reserve(count);
+    float* out = (count <= kKeptScratch ? kept_scratch : scratch).reserve(count);
     Draws draws = draws_;
     draws.chip = static_cast<uint32_t>(chip);
     call.parallel_for(divide_up(count, kProgrammedAtOnce), [&](int64_t i) {
@@ -172,12 +179,14 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
     strides[i] = stride;
     stride *= weight.dims[i];
   }
-  pack(effective(weight.dims), effective(strides), values, &fresh->packed);
+  const std::shared_ptr<Buffer> packed = pool_->take();
+  pack(effective(weight.dims), effective(strides), values, packed.get());
+  fresh->packed = packed;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     snapshot_ = fresh;
   }
-  return {fresh, &fresh->packed};
+  return packed;
 }
 
 }  // namespace cnpass

@@ -67,7 +67,7 @@ class Weights {
     int64_t chip;
     Dims dims;                  // of the stored weight
     std::vector<float> stored;  // the stored weight, unless it is a constant
-    Buffer packed;
+    std::shared_ptr<const Buffer> packed;
   };
 
   bool current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const;
@@ -82,6 +82,7 @@ class Weights {
   FullScale constant_scale_;
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const Snapshot> snapshot_;
+  std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
 };
 
 }  // namespace cnpass
