@@ -212,6 +212,7 @@ class _Planner:
         found = f"has a subgraph, which {node.op} cannot have" if bodies(node) else rule(self, node)
         if isinstance(found, str):
             return facts | {"reason": found}
+        found = replace(found, copies=_copies(node, metadata.get(ops.META_COPIES, "1")))
         reason = f"{node.op} with constant weight {found.weight.key!r}"
         if found.weight.kind == "converted":
             reason += ", made of stored integers (trained values go back as a float initializer)"
@@ -248,12 +249,7 @@ class _Planner:
             )
         shape = [weight.shape[axis] for axis in perm]
         product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
-        copies = node.attrs.get(ops.COPIES, 1)
-        if not isinstance(copies, int) or not 1 <= copies <= ops.MAX_COPY + 1:
-            raise ModelError(
-                f"node {label(node)!r}: {ops.COPIES} is {copies}; it must be between 1 and {ops.MAX_COPY + 1}"
-            )
-        product = replace(product, copies=copies)
+        product = replace(product, copies=_copies(node, node.attrs.get(ops.COPIES, 1)))
         stream = {"stream": node.attrs.get("stream")}
         return stream | self.analog(node, product, f"analog, weight {weight.key!r}")
 
@@ -366,6 +362,16 @@ class _Planner:
 
 _Rule = Callable[[_Planner, gs.Node], Product | str]
 _RULES: dict[str, _Rule] = {"Conv": _Planner.conv, "MatMul": _Planner.matmul, "Gemm": _Planner.gemm}
+
+
+def _copies(node: gs.Node, stated: Any) -> int:
+    """Devices per weight, as a node's attribute or metadata state it."""
+    digits = str(stated)
+    if not digits.isdecimal() or not 1 <= int(digits) <= ops.MAX_COPY + 1:
+        raise ModelError(
+            f"node {label(node)!r}: {ops.COPIES} is {stated}; it must be between 1 and {ops.MAX_COPY + 1}"
+        )
+    return int(digits)
 
 
 def _group(node: gs.Node) -> int:

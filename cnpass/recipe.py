@@ -186,6 +186,13 @@ class TrainRecipe(DataRecipe):
         default=("auto",),
         description="flip, shift, both, or none; auto: flip if the model keeps its figure on flipped images",
     )
+    replicate: bool = Field(
+        default=False,
+        description="spread weights over the spare rows of their tiles, with no tile and no ADC conversion "
+        "more; copies that a mapped model has stay",
+    )
+    tile_rows: int = Field(default=256, ge=1, description="rows of the tiles that copies lie in")
+    tile_cols: int = Field(default=256, ge=1, description="columns of the tiles that copies lie in")
     train_on: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where training runs")
     workers: int | None = Field(
         default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"

@@ -180,6 +180,25 @@ class Rung(Frozen):
     point: Point
 
 
+class Cells(Frozen):
+    """What a model takes of crossbars, counted as by ``cnpass inspect``."""
+
+    tiles: Count
+    cells_used: Count = Field(description="cells that hold a weight or a copy of one")
+    cells_free: Count
+    adc_conversions: Count | None = Field(description="per inference; null where a shape is not known")
+
+
+class Replication(Frozen):
+    """Weights that several devices share, in tiles that the model has anyway."""
+
+    copies: dict[str, Count] = Field(description="devices per weight, by analog node")
+    tile_rows: Count
+    tile_cols: Count
+    before: Cells = Field(description="with one device per weight")
+    after: Cells
+
+
 def retention(point: Point, clean: float) -> float:
     """The mean of a point over the clean figure of the model that came in; 0 where that is 0."""
     return point.mean / clean if clean else 0.0
@@ -198,6 +217,9 @@ class TrainedRecord(Record):
     after: Point
     epochs: Count | None = Field(
         default=None, description="epochs of all trainings together; null in records that did not count them"
+    )
+    replication: Replication | None = Field(
+        default=None, description="copies of weights, with which all figures are; null if there are none"
     )
     recipe: dict[str, JsonValue]
     hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")

@@ -37,13 +37,15 @@ class LowerAnalog(Pass):
     Where the digital nodes around an analog node are as map-crossbar wrote them, the source node comes back
     exactly, with the weights that the model has now. Where another pass put something between them, only the
     analog node itself is replaced, by Conv or MatMul. What marks the model as mapped goes: the chip input,
-    function bodies, metadata, the operator set.
+    function bodies, metadata, the operator set. How many copies a weight had stays in the metadata of its
+    node, so that it has them again where it is mapped again.
     """
 
     name: ClassVar[str] = "lower-analog"
 
     mark: bool = Field(
-        default=True, description="note in the metadata of each node that was analog that it is to run so"
+        default=True,
+        description="note in the metadata of each node that was analog that it is to run so, and its copies",
     )
 
     def requires(self, document: Document) -> None:
@@ -61,7 +63,7 @@ class LowerAnalog(Pass):
                 lowered, is_source = lowering.lower(node)
                 exact += is_source
                 if self.mark:
-                    node_metadata(lowered)[ops.META_ROLE] = ops.ROLE_ANALOG
+                    _mark(lowered, int(node.attrs.get(ops.COPIES, 1)))
             lowering.finish()
         _unmark(document)
         note = f"{exact} of {len(nodes)} analog nodes came back as their source nodes"
@@ -231,6 +233,15 @@ class _Lowering:
                 else:
                     kept.append(node)
             nodes[:] = kept
+
+
+def _mark(node: gs.Node, copies: int) -> None:
+    """Note on a node that it was analog, and how many copies its weight had."""
+    metadata = node_metadata(node)
+    metadata[ops.META_ROLE] = ops.ROLE_ANALOG
+    metadata.pop(ops.META_COPIES, None)
+    if copies > 1:
+        metadata[ops.META_COPIES] = str(copies)
 
 
 def _makes_weight(node: gs.Node) -> bool:

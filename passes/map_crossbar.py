@@ -49,9 +49,10 @@ class MapCrossbar(DevicePass):
     Casts for types other than float32, Transposes, Gemm's alpha, beta and C. Weights stay where and as they
     are stored; a Transpose between weight and node moves into `weight_perm`, and the Transpose node, which
     then may have no reader, stays in the file. Nodes in bodies of If, Loop and Scan are mapped where they
-    stand; local functions that hold products with weights of the model are inlined first. On a model that is
-    mapped already, the pass sets device and seed anew, the periphery where its options say so, and maps what
-    is left. Converters and read noise need ranges, which depend on data: `calibrate-ranges` finds them.
+    stand; local functions that hold products with weights of the model are inlined first. A weight gets the
+    copies that it had before `lower-analog`. On a model that is mapped already, the pass sets device and seed
+    anew, the periphery where its options say so, and maps what is left. Converters and read noise need
+    ranges, which depend on data: `calibrate-ranges` finds them.
     """
 
     name: ClassVar[str] = "map-crossbar"
@@ -236,9 +237,12 @@ class _Writer:
         attributes = {**attributes, **self.device, "stream": self.entry.stream}
         if product.perm is not None:
             attributes[ops.WEIGHT_PERM] = list(product.perm)
+        if product.copies > 1:
+            attributes[ops.COPIES] = product.copies
         node = gs.Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
         node.scope = scope(self.source)
         node_metadata(node).update(node_metadata(self.source))
+        node_metadata(node).pop(ops.META_COPIES, None)  # the attribute says it
         analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_ANALOG)
         stored = base64.b64encode(proto.SerializeToString(deterministic=True)).decode()
         node_metadata(node)[ops.META_SOURCE] = stored

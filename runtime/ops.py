@@ -59,6 +59,8 @@ META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no pas
 META_NAME = "cnpass.name"
 META_OP_TYPE = "cnpass.op_type"
 META_SOURCE = "cnpass.source"
+META_COPIES = "cnpass.copies"
+"""On a node in standard operators: the attribute `copies` that it gets where it is mapped; absent: 1."""
 META_ROLE = "cnpass.role"
 ROLE_ANALOG = "analog"
 ROLE_DIGITAL = "digital"

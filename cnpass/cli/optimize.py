@@ -10,7 +10,16 @@ from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
 from cnpass.errors import GateError
 from cnpass.recipe import OptimizeRecipe
-from cnpass.records import Metric, OptimizeRecord, Overhead, Placement, TrainedRecord, Tuning, retention
+from cnpass.records import (
+    Metric,
+    OptimizeRecord,
+    Overhead,
+    Placement,
+    Replication,
+    TrainedRecord,
+    Tuning,
+    retention,
+)
 from cnpass.runfolder import default_run
 
 
@@ -75,6 +84,8 @@ def print_points(record: TrainedRecord, samples: int, part: str, console: Consol
     metric, unit = record.metric, UNITS[record.metric]
     console.line(f"{METRICS[metric]} on {samples} {part} samples")
     console.line(f"{record.after.chips} chips of {device(record.after)}")
+    if record.replication is not None:
+        _print_replication(record.replication, console)
     console.line()
     console.table(
         ("model", f">clean {unit}", *figure_columns(unit), ">retention"),
@@ -86,6 +97,24 @@ def print_points(record: TrainedRecord, samples: int, part: str, console: Consol
             )
         ),
     )
+
+
+def _print_replication(replication: Replication, console: Console) -> None:
+    """How many devices each weight has, and what they take."""
+    copies = ", ".join(f"{node} {count}" for node, count in replication.copies.items())
+    before, after = replication.before, replication.after
+    console.line(f"devices per weight: {copies}")
+    console.line(
+        f"tiles of {replication.tile_rows} x {replication.tile_cols}: {_change(before.tiles, after.tiles)}; "
+        f"cells used: {_change(before.cells_used, after.cells_used)}; "
+        f"ADC conversions: {_change(before.adc_conversions, after.adc_conversions)}"
+    )
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if before is None:
+        return "unknown"
+    return f"{before}" if before == after else f"{before} to {after}"
 
 
 def print_tuned(tuned: Tuning | None, metric: Metric, console: Console) -> None:

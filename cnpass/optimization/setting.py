@@ -33,6 +33,7 @@ from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
+from cnpass.optimization.replication import replicate, replication
 from cnpass.optimization.stages import Placed
 from cnpass.passes.analog import analog_nodes
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
@@ -84,7 +85,7 @@ class Setting(Generic[R]):
     """One call at work.
 
     Attributes:
-        document: The model, in standard operators.
+        document: The model, in standard operators, with the copies that its weights are to have.
         dataset: The data.
         device: Device model.
         recipe: All options.
@@ -217,6 +218,7 @@ class Setting(Generic[R]):
             "output": str(self.output),
             "n": SplitSizes(train=len(dataset.train), val=len(dataset.val), test=len(dataset.test)),
             "epochs": self.epochs,
+            "replication": replication(self.document, self.recipe.tile_rows, self.recipe.tile_cols),
             "recipe": json.loads(self.recipe.model_dump_json(by_alias=True)),
             "hashes": {
                 "model": self.document.sha256,
@@ -264,6 +266,8 @@ def carry_out(
     _torch_device(recipe.train_on)
     if not plan(document).analog:
         raise ModelError(f"no node of the model can run on a crossbar: {plan(document).why_none()}")
+    if recipe.replicate:
+        document = replicate(document, recipe.tile_rows, recipe.tile_cols)
     dataset = datasets.prepare(document.proto, document.path, recipe)
     for note in dataset.notes:
         (progress.warn if dataset.random else progress.note)(note)
@@ -309,7 +313,10 @@ def build(kind: type[R], recipe: R | None, call: Call) -> R:
 
 
 def unmapped(document: Document) -> Document:
-    """Return a copy in standard operators of the main graph, which is what training can change."""
+    """Return a copy in standard operators of the main graph, which is what training can change.
+
+    Of what a mapped model's nodes say, it keeps the copies.
+    """
     plain = document.copy()
     if analog_attributes(document) is not None:
         LowerAnalog()(plain)
@@ -322,13 +329,13 @@ def lost(document: Document) -> str | None:
     found = {
         name
         for node in analog_nodes(document)
-        for name in (ops.COPIES, ops.TILE_ROWS, ops.DAC_BITS, ops.ADC_BITS, ops.READ_NOISE)
-        if node.attrs.get(name, 0) not in {0, 1}
+        for name in (ops.TILE_ROWS, ops.DAC_BITS, ops.ADC_BITS, ops.READ_NOISE)
+        if node.attrs.get(name, 0)
     }
     if not found:
         return None
     names = ", ".join(sorted(name.replace("_", "-") for name in found))
-    return f"the model's {names} are left out: figures and output are of one device per weight, ideally read"
+    return f"the model's {names} are left out: figures and output are of crossbars that are read ideally"
 
 
 def output_path(document: Document, output: str | Path | None, suffix: str) -> Path:

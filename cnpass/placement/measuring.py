@@ -54,6 +54,7 @@ class Job:
         params: its parameters.
         streams: random stream by key of every weight on a crossbar.
         columns: axis of crossbar columns by key.
+        copies: devices per weight by key.
         seed: seed of the chips.
         chips: numbers of the chips, from the first to before the second.
         torch_device: where the network runs.
@@ -72,6 +73,7 @@ class Job:
     params: dict[str, float]
     streams: dict[str, int]
     columns: dict[str, int]
+    copies: dict[str, int]
     seed: int
     chips: tuple[int, int]
     torch_device: str
@@ -104,7 +106,8 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         device = torch.device(job.torch_device)
         self._forward = Forward(lift(Document.load(job.network)).to(device), job.rows)
         inputs = tuple(torch.from_numpy(np.load(path)).to(device) for path in job.inputs)
-        crossbars = Crossbars(make_device(job.device, **job.params), job.streams, job.columns)
+        programming = make_device(job.device, **job.params)
+        crossbars = Crossbars(programming, job.streams, job.columns, job.copies)
         expected = np.load(job.expected)
         chips = range(*job.chips)
         self._validator = Validator(Samples(inputs), expected, job.metric, crossbars, job.seed, chips)
@@ -193,6 +196,7 @@ def write_job(
         params=crossbars.device.attributes(),
         streams=dict(crossbars.streams),
         columns=dict(crossbars.columns),
+        copies=dict(crossbars.copies),
         seed=validator.seed,
         chips=(validator.chips.start, validator.chips.stop),
         torch_device=str(validator.samples.inputs[0].device),

@@ -7,7 +7,7 @@ Training draws from torch generators; validation and test chips are numbered chi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 import torch
@@ -59,22 +59,27 @@ class Crossbars:
         streams: Random stream by key of every weight that sits on a crossbar.
         columns: Axis of such a weight along which crossbar columns are counted; no entry where that is no
             axis of the weight as it is trained.
+        copies: Devices per weight, by key of every weight that has several.
     """
 
     device: DeviceModel
     streams: Mapping[str, int]
     columns: Mapping[str, int]
+    copies: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: MappingPlan, device: DeviceModel, weights: Weights) -> Self:
         """Take from a mapping plan what concerns the weights of a lifted model, by key."""
         columns: dict[str, int] = {}
+        copies: dict[str, int] = {}
         for entry in plan.analog:
             node, product = entry.node, entry.product
+            if product is not None and product.copies > 1:
+                copies[product.weight.key] = product.copies
             if node is not None and product is not None and product.weight.stored_as_root:
                 kind = ops.ANALOG_CONV if node.op in {"Conv", ops.ANALOG_CONV} else ops.ANALOG_MATMUL
                 columns[product.weight.key] = ops.column_axis(kind, product.perm)
-        return cls(device, {key: s for key, s in plan.streams.items() if key in weights}, columns)
+        return cls(device, {key: s for key, s in plan.streams.items() if key in weights}, columns, copies)
 
     def only(self, keys: Collection[str | None]) -> Self:
         """Return the same with some of the weights, the others being ideal."""
@@ -100,15 +105,13 @@ class Crossbars:
         Returns:
             The programmed tensors by key, for ``Lifted.forward(..., weights=...)``.
         """
-        return {
-            key: self.device.program(
-                weights[key],
-                _Milder(TorchDraws(weights[key], generator), strength, censor),
-                _TORCH,
-                self.columns.get(key),
-            )
-            for key in self.streams
-        }
+        drawn = {}
+        for key in self.streams:
+            weight, copies = weights[key], self.copies.get(key, 1)
+            draws = _Milder(TorchDraws(weight, generator, copies), strength, censor)
+            programmed = self.device.program(weight, draws, _TORCH, self.columns.get(key))
+            drawn[key] = programmed.mean(0) if copies > 1 else programmed
+        return drawn
 
     def clip(self, weights: Weights, keys: Collection[str], bound: float) -> None:
         """Clip weights on crossbars, in place, to so many standard deviations of their own tensor.
@@ -137,6 +140,7 @@ class Crossbars:
                 weights[key].detach(),
                 self.device,
                 stream=stream,
+                copies=self.copies.get(key, 1),
                 column_axis=self.columns.get(key),
                 **common,
             )

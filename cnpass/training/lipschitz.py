@@ -9,6 +9,7 @@ is for validation to set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -16,15 +17,16 @@ import torch
 from cnpass.runtime.devices import DeviceModel
 
 
-def target_norm(device: DeviceModel, k: float = 1.0) -> float:
+def target_norm(device: DeviceModel, k: float = 1.0, copies: int = 1) -> float:
     """Return lambda, the singular value that the penalty asks for.
 
     Args:
         device: Device model; mean and deviation of a programmed weight of 1 give mu and s. For log-normal
             variation these are ``exp(sigma^2 / 2)`` and ``sqrt((exp(sigma^2) - 1) exp(sigma^2))``.
         k: Bound on the layer under variation.
+        copies: Devices per weight, whose mean deviates by ``s / sqrt(copies)``.
     """
-    mean, deviation = float(device.mean(1.0)), float(device.std(1.0))
+    mean, deviation = float(device.mean(1.0)), float(device.std(1.0)) / math.sqrt(copies)
     return k / (mean + 3 * deviation)
 
 

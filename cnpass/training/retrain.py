@@ -182,7 +182,11 @@ class _Trainer:
         self.keys = [key for key in weights if trained is None or key in trained]
         for key, weight in weights.items():
             weight.requires_grad_(key in self.keys)
-        self.norm = lipschitz.target_norm(problem.crossbars.device, options.k)
+        crossbars = problem.crossbars
+        self.norms = {
+            key: lipschitz.target_norm(crossbars.device, options.k, crossbars.copies.get(key, 1))
+            for key in crossbars.streams
+        }
         self.optimizer = self._optimizer()
         self.epoch = 0
         self.scale = 1.0
@@ -252,8 +256,9 @@ class _Trainer:
         task_loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
         loss = task_loss
         if options.beta:
-            matrices = (matrix for _, matrix in module.matrices(problem.crossbars.streams))
-            loss = loss + options.beta * lipschitz.penalty(matrices, self.norm)
+            layers = module.matrices(self.norms)
+            penalties = (lipschitz.penalty([matrix], self.norms[layer.key]) for layer, matrix in layers)
+            loss = loss + options.beta * sum(penalties)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.max_norm)

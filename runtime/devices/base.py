@@ -332,10 +332,17 @@ class ScaledModel(DeviceModel):
 
 @dataclass(frozen=True)
 class TorchDraws:
-    """Random numbers for training: repeatable through the generator, not tied to a chip."""
+    """Random numbers for training: repeatable through the generator, not tied to a chip.
+
+    Attributes:
+        weight: torch.Tensor to draw for.
+        generator: torch.Generator.
+        copies: devices per weight; if several, what is drawn has an axis of them in front.
+    """
 
     weight: Any
     generator: Any
+    copies: int = 1
 
     def normals(self, purpose: int = Purpose.PROGRAMMING) -> Array:  # noqa: ARG002 (any two calls are independent)
         """Standard normals of torch."""
@@ -352,7 +359,8 @@ class TorchDraws:
 
     def _drawn(self, draw: Any) -> Any:
         place, dtype = self.generator.device, self.weight.dtype
-        drawn = draw(self.weight.shape, generator=self.generator, device=place, dtype=dtype)
+        shape = (self.copies, *self.weight.shape) if self.copies > 1 else self.weight.shape
+        drawn = draw(shape, generator=self.generator, device=place, dtype=dtype)
         return drawn.to(self.weight.device)
 
 

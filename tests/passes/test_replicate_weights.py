@@ -10,8 +10,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from cnpass.document import Document
-from cnpass.errors import UsageError
+from cnpass.errors import ModelError, UsageError
 from cnpass.inspection import inspect
+from cnpass.nodes import node_metadata
 from cnpass.passes import Pipeline
 from cnpass.passes.analog import analog_nodes
 from cnpass.passes.base import PassPreconditionError
@@ -201,6 +202,32 @@ def test_a_weight_in_tiles_of_two_sizes_keeps_one_copy(build, weight):
     next(analog_nodes(document)).attrs["tile_rows"] = 12
     notes = Pipeline.parse("replicate-weights").run(document).notes
     assert notes[1:] == ("replicate-weights: weight 'w' keeps one copy: nodes read it in different ways",)
+
+
+def test_copies_survive_lowering(models):
+    """A lowered model says in its nodes what copies there were; mapped again, it has them, bit for bit."""
+    document = Document.load(models / "lenet5-cifar10.onnx")
+    replicate(document)
+    again = document.copy()
+    Pipeline.parse("lower-analog").run(again, [Verifying()])
+    assert [entry.copies for entry in inspect(again).nodes if entry.copies] == [3, 1, 1, 2, 3]
+    stated = {node.name: node_metadata(node).get("cnpass.copies") for node in again.graph.nodes}
+    assert [stated[node.name] for node in analog_nodes(document)] == ["3", None, None, "2", "3"]
+    Pipeline.parse("map-crossbar{sigma=0.5}").run(again, [Verifying()])
+    x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    outputs = [Session(each.to_proto()).run(x, chip=5)[0] for each in (document, again)]
+    np.testing.assert_array_equal(*outputs)
+    assert not any("cnpass.copies" in node_metadata(node) for node in again.graph.nodes)
+    Pipeline.parse("replicate-weights{max-copies=1},lower-analog").run(again, [Verifying()])
+    assert not any("cnpass.copies" in node_metadata(node) for node in again.graph.nodes)
+
+
+@pytest.mark.parametrize("stated", ["0", "-1", "many", "65537"])
+def test_copies_that_no_weight_can_have(models, stated):
+    document = Document.load(models / "digits-lenet5.onnx")
+    node_metadata(document.graph.nodes[0])["cnpass.copies"] = stated
+    with pytest.raises(ModelError, match=f"copies is {stated}; it must be between 1 and 65536"):
+        inspect(document)
 
 
 def test_needs_analog_nodes(build):

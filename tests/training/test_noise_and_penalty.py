@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,30 @@ def test_injected_variation_has_the_moments_of_the_device_model() -> None:
     assert set(chip) == {"w"}
     assert chip["w"].mean().item() == pytest.approx(float(device.mean(-2.0)), rel=5e-3)
     assert chip["w"].std().item() == pytest.approx(float(device.std(-2.0)), rel=2e-2)
+
+
+COPIED = [
+    LogNormal(sigma=0.5),
+    LogNormal(sigma=0.5, stuck_low=0.05, stuck_high=0.02),
+    make_device("conductance", stuck_low=0.05),
+    make_device("pcm"),
+]
+
+
+@pytest.mark.parametrize("device", COPIED, ids=lambda device: f"{device.name}-{device.stuck_low}")
+def test_copies_share_their_variation(device: DeviceModel) -> None:
+    """The mean of three devices has their mean and a third of their variance, and so has lambda."""
+    crossbars = replace(_crossbars(device), copies={"w": 3})
+    w = {"w": torch.cat([torch.full((200_000,), -0.7), torch.ones(1)]).requires_grad_()}
+    chip = crossbars.draw(w, torch.Generator().manual_seed(1))["w"]
+    assert chip.shape == w["w"].shape
+    error = float(device.std(-0.7, 1.0)) / math.sqrt(3)
+    assert chip[:-1].mean().item() == pytest.approx(float(device.mean(-0.7, 1.0)), abs=4e-2 * error)
+    assert chip[:-1].std().item() == pytest.approx(error, rel=2e-2)
+    chip.sum().backward()
+    assert torch.isfinite(w["w"].grad).all()
+    mean, deviation = float(device.mean(1.0)), float(device.std(1.0)) / math.sqrt(3)
+    assert lipschitz.target_norm(device, k=2.0, copies=3) == pytest.approx(2 / (mean + 3 * deviation))
 
 
 def test_strength_scales_sigma_and_zero_is_the_ideal_chip() -> None:
