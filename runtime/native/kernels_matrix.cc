@@ -99,10 +99,37 @@ void multiply(const float* a, const float* b, int64_t rows, int64_t columns, int
   }
 }
 
+typedef float Four __attribute__((vector_size(16)));
+
+// out[i * out_stride + j] = source[j * stride + i] for i and j below 4.
+inline void transpose_four(const float* source, int64_t stride, float* out, int64_t out_stride) {
+  typedef int Order __attribute__((vector_size(16)));
+  Four row[4];
+  for (int i = 0; i < 4; ++i) memcpy(&row[i], source + i * stride, sizeof row[i]);
+  const Four low01 = __builtin_shuffle(row[0], row[1], Order{0, 4, 1, 5});
+  const Four low23 = __builtin_shuffle(row[2], row[3], Order{0, 4, 1, 5});
+  const Four high01 = __builtin_shuffle(row[0], row[1], Order{2, 6, 3, 7});
+  const Four high23 = __builtin_shuffle(row[2], row[3], Order{2, 6, 3, 7});
+  const Four columns[4] = {__builtin_shuffle(low01, low23, Order{0, 1, 4, 5}),
+                           __builtin_shuffle(low01, low23, Order{2, 3, 6, 7}),
+                           __builtin_shuffle(high01, high23, Order{0, 1, 4, 5}),
+                           __builtin_shuffle(high01, high23, Order{2, 3, 6, 7})};
+  for (int i = 0; i < 4; ++i) memcpy(out + i * out_stride, &columns[i], sizeof columns[i]);
+}
+
 void pack_rows(const float* source, int64_t stride, int64_t rows, int64_t depth, float* out) {
   for (int64_t row = 0; row < rows; row += kRows) {
     const int64_t height = smaller(kRows, rows - row);
-    for (int64_t i = 0; i < height; ++i) {
+    int64_t i = 0;
+    for (; i + 4 <= height; i += 4) {
+      const float* from = source + (row + i) * stride;
+      int64_t k = 0;
+      for (; k + 4 <= depth; k += 4) transpose_four(from + k, stride, out + k * height + i, height);
+      for (; k < depth; ++k) {
+        for (int64_t j = 0; j < 4; ++j) out[k * height + i + j] = from[j * stride + k];
+      }
+    }
+    for (; i < height; ++i) {
       const float* from = source + (row + i) * stride;
       for (int64_t k = 0; k < depth; ++k) out[k * height + i] = from[k];
     }

@@ -23,6 +23,14 @@ void for_depth_blocks(const WeightMatrix& matrix, const Reading& reading, const 
   }
 }
 
+// Whether the values of a row follow each other in memory.
+bool lies_together(const std::vector<int64_t>& offsets) {
+  for (size_t k = 0; k < offsets.size(); ++k) {
+    if (offsets[k] != static_cast<int64_t>(k)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
@@ -30,6 +38,7 @@ void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& read
   const int64_t tile = kernels().matrix.tile_rows;
   const int64_t panels = divide_up(matrix.rows, tile);
   float* out = packed->reserve(matrix.groups * matrix.rows * matrix.depth);
+  const bool together = lies_together(matrix.depth_offsets);
   call.parallel_for(matrix.groups * panels, [&](int64_t i) {
     const int64_t group = i / panels;
     const int64_t row = i % panels * tile;
@@ -37,6 +46,10 @@ void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& read
     const float* source = weight + group * matrix.group_stride + row * matrix.row_stride;
     for_depth_blocks(matrix, reading, [&](int64_t first, int64_t depth) {
       float* target = out + (group * matrix.depth + first) * matrix.rows + row * depth;
+      if (together) {
+        kernels().matrix.pack_rows(source + first, matrix.row_stride, height, depth, target);
+        return;
+      }
       for (int64_t k = 0; k < depth; ++k) {
         const float* values = source + matrix.depth_offsets[first + k];
         for (int64_t r = 0; r < height; ++r) *target++ = values[r * matrix.row_stride];

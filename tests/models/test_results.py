@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
         ("paper_table", "paper.md", "### `lenet5-cifar10`"),
         ("peer_devices", "devices.md", "| pcm, programming |"),
+        ("speed", "speed.md", "| `vgg16` | 128 |"),
     ],
 )
 def test_the_tables_are_those_of_the_records(
