@@ -20,13 +20,14 @@ from cnpass.errors import ModelError
 from cnpass.nodes import all_nodes, bodies, key, label, node_metadata, scope, subgraphs
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
-from cnpass.weights import Weight, is_float, resolve
+from cnpass.weights import Weight, depends_on_constants, is_float, resolve
 
 Domain = Literal["analog", "digital"]
 STANDARD = ("", "ai.onnx", None)
 
 _RECURRENT = "a recurrent operator keeps its matrix products inside, where no crossbar can be named"
 _QUANTISED = "computes on integers; only floating-point products are mapped"
+_EMPTY = "its weight, of shape {}, is empty"
 _DIGITAL = {
     "ConvTranspose": "transposed convolutions are not mapped",
     "DeformConv": "deformable convolutions are not mapped",
@@ -289,11 +290,16 @@ class _Planner:
     def conv(self, node: gs.Node) -> Product | str:
         weight = self.resolve(node.inputs[1])
         if weight is None:
-            return _not_constant(node.inputs[1], "weight")
+            return (
+                self.not_followed(node.inputs[1])
+                or f"weight {node.inputs[1].name!r} is computed, not constant"
+            )
         if self.resolve(node.inputs[0]):
             return "both operands are constants"
         if not weight.is_float:
             return _QUANTISED
+        if 0 in weight.shape:
+            return _EMPTY.format(list(weight.shape))
         group = _group(node)
         if len(weight.shape) not in (3, 4, 5) or group < 1 or weight.shape[0] % group:
             return f"weight of shape {list(weight.shape)}, {group} group(s): no 1-D, 2-D or 3-D convolution"
@@ -307,6 +313,19 @@ class _Planner:
             return f"Gemm of opset {self.document.opset} is not mapped; it begins with opset {_FIRST_GEMM}"
         return self.matrices(node, (bool(node.attrs.get("transA", 0)), bool(node.attrs.get("transB", 0))))
 
+    def not_followed(self, tensor: gs.Tensor) -> str | None:
+        """Why a weight that depends on nothing but constants is not mapped; None if it depends on more."""
+        if isinstance(tensor, gs.Constant):
+            return f"weight {tensor.name!r} is sparse"
+        if not depends_on_constants(tensor):
+            return None
+        maker = tensor.inputs[0].op
+        if maker == "Constant":
+            return f"weight {tensor.name!r} is sparse"
+        return (
+            f"weight {tensor.name!r} is computed from constants by {maker}; fold constants to have it mapped"
+        )
+
     def matrices(self, node: gs.Node, transposed: tuple[bool, bool]) -> Product | str:
         """The product of two operands of which one is a constant matrix."""
         found = [self.resolve(tensor) for tensor in node.inputs[:2]]
@@ -315,13 +334,15 @@ class _Planner:
         operand = 0 if found[0] else 1
         weight = found[operand]
         if weight is None:
-            sparse = [t.name for t in node.inputs[:2] if isinstance(t, gs.Constant)]
-            return f"weight {sparse[0]!r} is sparse" if sparse else "multiplies two activations"
+            reasons = (self.not_followed(tensor) for tensor in reversed(node.inputs[:2]))
+            return next(filter(None, reasons), "multiplies two activations")
         if not weight.is_float:
             return _QUANTISED
         if len(weight.shape) != 2:
             kind = "a vector" if len(weight.shape) < 2 else "a batch of matrices"
             return f"the constant operand, of shape {list(weight.shape)}, is {kind}, not one matrix"
+        if 0 in weight.shape:
+            return _EMPTY.format(list(weight.shape))
         if operand == 0 and self.shapes.rank(key(node.inputs[1])) is None and node.op == "MatMul":
             return "the constant is the left operand, and the rank of the right one is not known"
         # The op wants [K, N]: what is on the left is turned around, Y = (B' A')'.
@@ -334,6 +355,12 @@ class _Planner:
     def function(self, function: FunctionProto) -> Iterator[NodePlan]:
         """The nodes of a local function, which cannot be edited."""
         where = f"inside the local function {function.name!r}; map-crossbar inlines those with weights to map"
+        versions = {entry.version for entry in function.opset_import if entry.domain in STANDARD}
+        if versions - {self.document.opset}:
+            where = (
+                f"inside the local function {function.name!r}, which cannot be inlined: it is of opset "
+                f"{min(versions)}, the model of {self.document.opset}"
+            )
         return self.inner(function.node, {}, function.name, where)
 
     def inner(
@@ -389,12 +416,6 @@ def _product(
     else:
         rows, cols, groups = prod(rest), first // group, group
     return Product(weight, operand, None if identity else perm, rows, cols, groups)
-
-
-def _not_constant(tensor: gs.Tensor, what: str) -> str:
-    if isinstance(tensor, gs.Constant):
-        return f"{what} {tensor.name!r} is sparse"
-    return f"{what} {tensor.name!r} is computed, not constant"
 
 
 def _counts(dtype: np.dtype, shape: Sequence[int]) -> bool:

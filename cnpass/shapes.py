@@ -18,6 +18,7 @@ from cnpass.data.inputs import data_inputs
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.nodes import subgraphs
+from cnpass.order import in_order
 from cnpass.runtime import ops
 
 _SMALL = 1024
@@ -35,7 +36,7 @@ class Shapes:
 
     Attributes:
         known: shapes; a None in one stands for a dimension that is not known.
-        batch: samples of one inference: what the first dimension of every input and output is fixed to; the
+        batch: samples of one inference: what the first dimension of every input and output is; the
             scalars that select a chip or count samples are no such inputs.
     """
 
@@ -48,12 +49,11 @@ class Shapes:
         return None if shape is None else len(shape)
 
     def size(self, name: str) -> int | None:
-        """Elements per sample, or None."""
+        """Elements per sample, or None; the batch may lie on any axis, such as after words or among heads."""
         shape = self.known.get(name)
         if shape is None or None in shape:
             return None
-        size = prod(dim for dim in shape if dim is not None)
-        return size // self.batch if shape and shape[0] == self.batch else size
+        return prod(dim for dim in shape if dim is not None) // self.batch
 
 
 def infer(document: Document) -> Shapes:
@@ -84,7 +84,7 @@ def infer(document: Document) -> Shapes:
         known |= _known(model)
         if not shape_arithmetic.fold(model, known, document.opset):
             break
-    return Shapes(known, _batch(ends))
+    return Shapes(known, _batch(ends, known))
 
 
 def _known(model: ModelProto) -> dict[str, Shape]:
@@ -108,9 +108,13 @@ def _dims(value: ValueInfoProto) -> Shape:
     return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim)
 
 
-def _batch(values: list[ValueInfoProto]) -> int:
-    """The fixed leading dimension that all inputs and outputs are declared with, else 1."""
-    leading = {(_dims(value) or (None,))[0] if _has_shape(value) else None for value in values}
+def _batch(values: list[ValueInfoProto], known: dict[str, Shape]) -> int:
+    """The fixed leading dimension that all inputs and outputs have, else 1; inference fills in open ones."""
+    shapes = (_dims(value) if _has_shape(value) else () for value in values)
+    leading = {
+        dims[0] or known.get(value.name, dims)[0] if dims else None
+        for value, dims in zip(values, shapes, strict=True)
+    }
     only = leading.pop() if len(leading) == 1 else None
     return only or 1
 
@@ -118,19 +122,26 @@ def _batch(values: list[ValueInfoProto]) -> int:
 def _skeleton(document: Document) -> ModelProto:
     """The model with analog nodes as their plain forms and without the bytes of its weights."""
     model = document.to_proto(export=_stub)
-    if ops.DOMAIN in document.opsets:
-        _make_plain(model.graph)
+    _make_plain(model.graph)
+    for entry in model.opset_import:
+        entry.domain = _default(entry.domain)
     return model
 
 
 def _make_plain(graph: GraphProto) -> None:
-    """Replace analog nodes, those in bodies included."""
-    nodes = [plain for node in graph.node for plain in _plain(node)]
+    """Replace analog nodes, put nodes in order, and name ONNX's own domain in one way; in bodies, too."""
+    nodes = in_order([plain for node in graph.node for plain in _plain(node)])
     graph.ClearField("node")
     graph.node.extend(nodes)
     for node in graph.node:
+        node.domain = _default(node.domain)
         for body in subgraphs(node):
             _make_plain(body)
+
+
+def _default(domain: str) -> str:
+    """A domain; ONNX's own, which may be spelled out and which its inference knows as "" only, as ""."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def _stub(constant: gs.Constant) -> Stored:

@@ -1,7 +1,7 @@
 """Finding the stored weight behind an operand, wherever a model hides it.
 
-From the operand, `resolve` walks back through Identity, Reshape, Transpose, Cast, QuantizeLinear and
-DequantizeLinear to an initializer, a Constant node or a ConstantOfShape node. Shapes and types are followed
+From the operand, `resolve` walks back through Identity, Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Cast,
+QuantizeLinear and DequantizeLinear to an initializer, a Constant node or a ConstantOfShape node. Shapes and types are followed
 without reading values, so that weights may be external data of any size.
 """
 
@@ -17,16 +17,21 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
 from cnpass.constants import StoredConstant, constant_values
-from cnpass.nodes import key, node_proto
+from cnpass.nodes import bodies, key, node_proto
 
 Kind = Literal["initializer", "constant", "converted"]
 
 _STANDARD = ("", "ai.onnx", None)
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+"""Standard operators whose results are drawn."""
 _DEEPEST = 64
 """Nodes that are followed one after the other, or inside each other; more are a cycle, or no weight."""
 _MOVED_INTO_PERM = frozenset({"Identity", "Transpose"})
 """Nodes that an analog op does without: it reads the weight as it is stored, with a permutation."""
 _COPIES = frozenset({"Identity", "Cast"})
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _CONSTANT_FIELDS = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -157,6 +162,21 @@ def resolve(tensor: gs.Tensor) -> Weight | None:
     )
 
 
+def depends_on_constants(tensor: gs.Tensor) -> bool:
+    """Whether standard operators compute a tensor from constants alone, at every run to the same values."""
+    waiting, seen = [tensor], set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        if isinstance(tensor, gs.Constant) or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+        if node is None or node.domain not in _STANDARD or node.op in RANDOM or bodies(node):
+            return False
+        waiting.extend(read for read in node.inputs if read.name)
+    return True
+
+
 def _producer(tensor: gs.Tensor) -> gs.Node | None:
     """The standard operator that writes a tensor as its first output."""
     if isinstance(tensor, gs.Constant) or len(tensor.inputs) != 1:
@@ -244,6 +264,44 @@ def _reshape(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
     return None if shape is None else _step(trace, node, shape, trace.dtype)
 
 
+def _flatten(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
+    axis, rank = int(node.attrs.get("axis", 1)), len(trace.shape)
+    if not -rank <= axis <= rank:
+        return None
+    first = axis + rank if axis < 0 else axis
+    return _step(trace, node, (prod(trace.shape[:first]), prod(trace.shape[first:])), trace.dtype)
+
+
+def _squeeze(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
+    ones = [axis for axis, dim in enumerate(trace.shape) if dim == 1]
+    axes = _axes(node, len(trace.shape), ones)
+    if axes is None or not set(axes) <= set(ones):
+        return None
+    kept = (dim for axis, dim in enumerate(trace.shape) if axis not in axes)
+    return _step(trace, node, tuple(kept), trace.dtype)
+
+
+def _unsqueeze(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
+    given = _axes(node, 0, None)
+    rank = len(trace.shape) + len(given or ())
+    axes = _axes(node, rank, None)
+    if axes is None or len(set(axes)) < len(axes) or not set(axes) <= set(range(rank)):
+        return None
+    rest = iter(trace.shape)
+    return _step(trace, node, tuple(1 if axis in axes else next(rest) for axis in range(rank)), trace.dtype)
+
+
+def _axes(node: gs.Node, rank: int, default: list[int] | None) -> list[int] | None:
+    """The axes that a node names, as an attribute up to opset 12 and as an input since; negative ones from `rank`."""
+    if "axes" in node.attrs:
+        found: Sequence[int] | None = node.attrs["axes"]
+    elif len(node.inputs) > 1 and node.inputs[1].name:
+        found = _dimensions(node.inputs[1])
+    else:
+        return default
+    return None if found is None else [axis + rank if axis < 0 else axis for axis in found]
+
+
 def _dimensions(tensor: gs.Tensor) -> list[int] | None:
     """A constant shape; None if it is computed, or is none."""
     array = constant_array(tensor)
@@ -296,6 +354,9 @@ _FOLLOW: dict[str, Callable[[_Trace, gs.Node, int], _Trace | None]] = {
     "Identity": _identity,
     "Transpose": _transpose,
     "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
     "Cast": _cast,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
@@ -309,7 +370,9 @@ def _evaluate(tensor: gs.Tensor, opset: int) -> np.ndarray:
         return array
     from onnx.reference import ReferenceEvaluator
 
-    node = tensor.inputs[0]
+    node, trace = tensor.inputs[0], _trace(tensor)
+    if node.op in _RESHAPES and trace is not None:  # of which the reference knows the newest versions only
+        return _evaluate(node.inputs[0], opset).reshape(trace.shape)
     feeds = {t.name: _evaluate(t, opset) for t in node.inputs if t.name}
     outputs: Any = ReferenceEvaluator(node_proto(node), opsets={"": opset}).run(None, feeds)
     return np.asarray(outputs[0])

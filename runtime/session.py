@@ -59,6 +59,7 @@ class Session:
         self._first_sample_input = metadata.get(META_FIRST_SAMPLE_INPUT)
         selectors = {self._chip_input, self._first_sample_input}
         self._types = {i.name: _dtype(i.type) for i in self._session.get_inputs() if i.name not in selectors}
+        self._structures = {i.name for i in self._session.get_inputs() if not i.type.startswith("tensor(")}
         self._scalars = {i.name for i in self._session.get_inputs() if i.shape == []}
         self.inputs = tuple(self._types)
         self.outputs = tuple(o.name for o in self._session.get_outputs())
@@ -75,7 +76,7 @@ class Session:
         Args:
             inputs: one array for a model with one input; several in order, or by name. Numbers are
                 converted to the model's type where that is of the same kind (float64 to float32); an array
-                of one element does for a scalar.
+                of one element does for a scalar. Sequences, maps and optional values go as they are.
             chip: number of the chip, or -1 for nominal weights.
             first_sample: index in the whole set of the batch's first sample.
 
@@ -121,6 +122,9 @@ class Session:
             raise DataError(f"{self._name} takes inputs {sorted(self.inputs)}, given are {sorted(inputs)}")
         feeds = {}
         for name, value in inputs.items():
+            if name in self._structures:
+                feeds[name] = value
+                continue
             array, dtype = np.asarray(value), self._types[name]
             if dtype is not None and not np.can_cast(array.dtype, dtype, casting="same_kind"):
                 raise DataError(f"input {name!r} of {self._name} is {dtype}, the data are {array.dtype}")

@@ -14,7 +14,7 @@ normalisation statistics are buffers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -23,15 +23,14 @@ from torch import nn
 
 from cnpass.errors import ModelError
 from cnpass.nodes import defined, local_keys, subgraphs
+from cnpass.order import in_order
 from cnpass.training.rules import Kernel, Node, Rule, UnsupportedNodeError, find_rule
 from cnpass.training.rules.dtypes import FLOAT_TYPES, TORCH_TYPES, from_proto
+from cnpass.weights import RANDOM
 
 if TYPE_CHECKING:
     from cnpass.document import Document
 
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
-)
 _SEQUENCES = frozenset({"SequenceEmpty", "SequenceConstruct", "SplitToSequence"})
 """Operators that make sequences, which are no constants to keep."""
 _MAKES_ROOTS = frozenset({"Cast", "DequantizeLinear", "ConstantOfShape"})
@@ -80,6 +79,7 @@ class _Step:
         outputs: Tensor names.
         rule: The rule that made the kernel.
         free: Names that nothing reads after this step.
+        roots: Of a step on constants alone, those that its result depends on; it runs only if one is trained.
     """
 
     label: str
@@ -88,6 +88,7 @@ class _Step:
     outputs: tuple[str, ...]
     rule: Rule
     free: tuple[str, ...] = ()
+    roots: frozenset[str] = frozenset()
 
 
 class _Run:
@@ -186,6 +187,7 @@ class _Compiler:
         values: Every tensor that is known at lift time.
         roots: Floating constants that may be trained.
         keys: Root of every tensor that is a live view of one.
+        depends: Roots that every tensor made of constants alone depends on.
         problems: Operators without a rule, with the node's reason where there is one.
         parameters: Roots that a layer or arithmetic operator consumes.
         layers: Nodes that multiply by a trained matrix.
@@ -196,6 +198,7 @@ class _Compiler:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     roots: set[str] = field(default_factory=set)
     keys: dict[str, str] = field(default_factory=dict)
+    depends: dict[str, frozenset[str]] = field(default_factory=dict)
     problems: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
     layers: list[Layer] = field(default_factory=list)
@@ -208,7 +211,7 @@ class _Compiler:
             self._constant(initializer.name, from_proto(initializer), f"initializer {initializer.name}")
         for sparse in proto.sparse_initializer:
             self.problems.add(f"sparse initializer {sparse.values.name}")
-        for node in proto.node:
+        for node in in_order(proto.node):
             self._node(node, result)
         read = {name for step in result.steps for name in step.inputs} | set(result.outputs)
         made = {name for step in result.steps for name in step.outputs}
@@ -256,31 +259,34 @@ class _Compiler:
             known
             and not self.problems
             and not blocks
-            and proto.op_type not in _RANDOM | _SEQUENCES
-            and self._fold(proto, step)
+            and proto.op_type not in RANDOM | _SEQUENCES
+            and self._fold(proto, step, graph)
         ):
             return
         self._note_use(proto, step)
         graph.steps.append(step)
 
-    def _fold(self, proto: onnx.NodeProto, step: _Step) -> bool:
-        """Compute a node of constants; return whether that made it superfluous."""
+    def _fold(self, proto: onnx.NodeProto, step: _Step, graph: _Graph) -> bool:
+        """Compute a node of constants; return whether that settles it, and it is no use of a weight."""
         env: dict[str, torch.Tensor | None] = {i: self.values[i] for i in step.inputs if i}
         with torch.no_grad():
             _Run([step], step.outputs)(env)
         made = {o: t for o in step.outputs if o and (t := env[o]) is not None}
         self.values.update(made)
-        trained = [
-            self.keys[i]
-            for slot, i in enumerate(step.inputs)
-            if i in self.keys and self.values[i].numel() > 1 and step.rule.trains(slot)
-        ]
-        if trained and step.rule.view and all(t.is_floating_point() for t in made.values()):
-            self.keys.update(dict.fromkeys(made, trained[0]))
+        floats = all(t.is_floating_point() for t in made.values())
+        trained = [i for slot, i in enumerate(step.inputs) if i and step.rule.trains(slot)]
+        roots = frozenset[str]().union(*(self.depends.get(i, {i} & self.roots) for i in trained))
+        if roots and floats:
+            self.depends.update(dict.fromkeys(made, roots))
+        keys = [self.keys[i] for i in trained if i in self.keys and self.values[i].numel() > 1]
+        if keys and step.rule.view and floats:
+            self.keys.update(dict.fromkeys(made, keys[0]))
             return False
         if proto.op_type in _MAKES_ROOTS and proto.input[0] not in self.keys:
             for output, value in made.items():
                 self._constant(output, value, step.label)
+        elif roots and floats:
+            graph.steps.append(replace(step, roots=roots))
         return True
 
     def _note_use(self, proto: onnx.NodeProto, step: _Step) -> None:
@@ -363,6 +369,7 @@ class Lifted(nn.Module):
         compiler, graph = _compile(model)
         if compiler.problems:
             raise ModelError(f"no PyTorch rule for: {', '.join(sorted(compiler.problems))}")
+        graph.steps = [s for s in graph.steps if not s.roots or s.roots & compiler.parameters]
         self.input_names = tuple(i.name for i in model.graph.input if i.name not in compiler.values)
         self.output_names = graph.outputs
         self._output_types = tuple(

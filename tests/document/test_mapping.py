@@ -79,6 +79,11 @@ def test_matmul_with_the_constant_on_the_left(build):
     assert entry.positions == 3
 
 
+def sparse_matrix() -> onnx.SparseTensorProto:
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])
+    return helper.make_sparse_tensor(values, helper.make_tensor("i", TensorProto.INT64, [1], [5]), [4, 4])
+
+
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
@@ -105,6 +110,45 @@ def test_digital_with_a_reason(build, node, reason):
     assert entry.domain == "digital"
     assert reason in entry.reason
     assert entry.product is None
+
+
+@pytest.mark.parametrize(
+    ("maker", "product", "reason"),
+    [
+        (helper.make_node("Slice", ["w", "from", "to"], ["m"]), ["x", "m"], "by Slice; fold constants"),
+        (helper.make_node("Mul", ["w", "w"], ["m"]), ["m", "x"], "'m' is computed from constants by Mul"),
+        (helper.make_node("Relu", ["x"], ["m"]), ["x", "m"], "multiplies two activations"),
+        (
+            helper.make_node("Constant", [], ["m"], sparse_value=sparse_matrix()),
+            ["x", "m"],
+            "weight 'm' is sparse",
+        ),
+    ],
+)
+def test_computed_operands(build, maker, product, reason):
+    weights = {"w": weight(4, 4), "from": np.int64([0]), "to": np.int64([4])}
+    entry = one(build, [maker, helper.make_node("MatMul", product, ["y"])], weights)
+    assert entry.domain == "digital"
+    assert reason in entry.reason
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "x"),
+    [("MatMul", (4, 0), [2, 4]), ("Gemm", (0, 3), [2, 0]), ("Conv", (0, 3, 3, 3), [1, 3, 6, 6])],
+)
+def test_an_empty_weight_is_digital(build, op, shape, x):
+    entry = one(build, helper.make_node(op, ["x", "w"], ["y"]), {"w": weight(*shape)}, inputs={"x": x})
+    assert (entry.domain, entry.reason) == ("digital", f"its weight, of shape {list(shape)}, is empty")
+
+
+def test_a_function_of_another_opset_cannot_be_inlined(build):
+    inner = [helper.make_node("MatMul", ["a", "b"], ["c"])]
+    function = helper.make_function("f", "Old", ["a", "b"], ["c"], inner, [helper.make_opsetid("", 11)])
+    model = build([helper.make_node("Old", ["x", "w"], ["y"], domain="f")], {"w": weight(4, 4)})
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    entry = plan(Document.from_proto(model)).nodes[-1]
+    assert "'Old', which cannot be inlined: it is of opset 11, the model of 18" in entry.reason
 
 
 def test_gemm_before_opset_7_is_digital(build):

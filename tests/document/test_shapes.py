@@ -30,6 +30,17 @@ def test_fixed_batch_is_divided_by(build):
     assert (shapes.batch, shapes.size("y")) == (8, 3)
 
 
+def test_the_default_domain_may_be_spelled_out(build):
+    model = build([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")], inputs={"x": ["n", 3]})
+    model.opset_import[0].domain = "ai.onnx"
+    assert infer(Document.from_proto(model)).known["y"] == (1, 3)
+
+
+def test_nodes_in_any_order(build):
+    nodes = [helper.make_node("Relu", ["h"], ["y"]), helper.make_node("Neg", ["x"], ["h"])]
+    assert infer(Document.from_proto(build(nodes, inputs={"x": ["n", 3]}))).known["y"] == (1, 3)
+
+
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_what_selects_a_chip_is_no_sample(build, ir_version):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.document import Document
-from cnpass.weights import resolve
+from cnpass.weights import depends_on_constants, resolve
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -68,6 +68,25 @@ def test_chain_of_every_kind(build):
         *("Identity", "Reshape", "Cast", "Transpose", "Identity", "Transpose")
     ]
     np.testing.assert_array_equal(weight.values(document.opset), stored.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("node", "root", "opset", "shape"),
+    [
+        (helper.make_node("Flatten", ["r"], ["w"], axis=2), (2, 2, 3, 1), 18, (4, 3)),
+        (helper.make_node("Flatten", ["r"], ["w"], axis=-1), (2, 2, 3), 18, (4, 3)),
+        (helper.make_node("Squeeze", ["r", "last"], ["w"]), (4, 3, 1), 18, (4, 3)),
+        (helper.make_node("Squeeze", ["r"], ["w"]), (1, 4, 3, 1), 18, (4, 3)),
+        (helper.make_node("Squeeze", ["r"], ["w"], axes=[0]), (1, 4, 3), 11, (4, 3)),
+        (helper.make_node("Unsqueeze", ["r", "last"], ["w"]), (4,), 18, (4, 1)),
+        (helper.make_node("Unsqueeze", ["r"], ["w"], axes=[0, 3]), (4, 3), 11, (1, 4, 3, 1)),
+    ],
+)
+def test_other_ways_to_reshape(build, node, root, opset, shape):
+    array = np.random.default_rng(0).normal(size=root).astype(np.float32)
+    weight, document = find(build, [node], {"r": array, "last": np.int64([-1])}, opset=opset)
+    assert (weight.key, weight.stored.name, weight.shape) == ("r", "w", shape)
+    np.testing.assert_array_equal(weight.values(document.opset), array.reshape(shape))
 
 
 def test_transposes_compose(build):
@@ -147,6 +166,10 @@ def test_bfloat16_is_floating_point(build):
         [helper.make_node("Reshape", ["r", "seven"], ["w"])],
         [helper.make_node("Transpose", ["r"], ["w"], perm=[0, 0])],
         [helper.make_node("Relu", ["x"], ["w"])],
+        [helper.make_node("Flatten", ["r"], ["w"], axis=3)],
+        [helper.make_node("Squeeze", ["r", "seven"], ["w"])],
+        [helper.make_node("Unsqueeze", ["r", "seven"], ["w"])],
+        [helper.make_node("Unsqueeze", ["r", "dynamic"], ["w"])],
         [helper.make_node("Cast", ["r"], ["w"], to=4711)],
         [helper.make_node("Identity", ["w2"], ["w"]), helper.make_node("Identity", ["w"], ["w2"])],
         [helper.make_node("DequantizeLinear", ["q", "dynamic"], ["w"])],
@@ -157,6 +180,21 @@ def test_what_cannot_be_followed_is_no_weight(build, nodes):
     weights = {"r": W, "seven": np.int64([7, -1]), "q": W.astype(np.int8)}
     weight, _ = find(build, nodes, weights, inputs={"x": ["n", 4], "dynamic": [2]})
     assert weight is None
+
+
+@pytest.mark.parametrize(
+    ("node", "constant"),
+    [
+        (helper.make_node("Concat", ["r", "r"], ["w"], axis=0), True),
+        (helper.make_node("Split", ["r"], ["other", "w"], num_outputs=2), True),
+        (helper.make_node("Add", ["r", "x"], ["w"]), False),
+        (helper.make_node("RandomNormalLike", ["r"], ["w"]), False),
+        (helper.make_node("Add", ["r", "r"], ["w"], domain="else.where"), False),
+    ],
+)
+def test_what_depends_on_constants_alone(build, node, constant):
+    _, document = find(build, [node], {"r": W})
+    assert depends_on_constants(document.graph.nodes[-1].inputs[1]) == constant
 
 
 def test_sparse_weights_are_not_followed(rich):

@@ -38,6 +38,18 @@ def selecting():
     return model
 
 
+def test_sequences_go_as_they_are(plain):
+    nodes = [helper.make_node("SequenceAt", ["s", "place"], ["x"]), *plain.graph.node]
+    values = [numpy_helper.from_array(np.array(1), "place"), *plain.graph.initializer]
+    inputs = [helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, plain.graph.output, values)
+    model = helper.make_model(graph, opset_imports=plain.opset_import, ir_version=8)
+    first, second = np.zeros((1, 3), np.float32), np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(
+        Session(model).run({"s": [first, second]})[0], Session(plain).run(second)[0]
+    )
+
+
 def one_line(error):
     return "\n" not in str(error.value)
 

@@ -73,6 +73,54 @@ def test_gradients_match_finite_differences(convnet) -> None:
         assert variable.grad[index].item() == pytest.approx((up - down).item() / 2e-6, rel=1e-5)
 
 
+def test_nodes_in_any_order(make, ort) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["h", "v"], ["y"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+    ]
+    weights = {"w": _random((4, 3)), "v": _random((3, 2))}
+    model = make(nodes[::-1], {"x": (F, ["n", 4])}, ["y"], weights)
+    expected = ort(model, [_random((2, 4))])[0]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    got = Lifted(model)(torch.from_numpy(_random((2, 4))))[0]
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_what_is_computed_of_a_trained_weight_follows_it(make, ort) -> None:
+    """Weight normalisation: the norm is of the weight as it is now, and has a gradient."""
+    nodes = [
+        helper.make_node("ReduceL2", ["v", "axes"], ["norm"]),
+        helper.make_node("Div", ["v", "norm"], ["unit"]),
+        helper.make_node("Mul", ["unit", "g"], ["w"]),
+        helper.make_node("Sin", ["phase"], ["shift"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Sub", ["h", "shift"], ["y"]),
+    ]
+    weights = {"v": _random((4, 3)), "g": _random((1, 3), 1), "phase": _random((3,), 2)}
+    model = make(nodes, {"x": (F, ["n", 4])}, ["y"], weights | {"axes": np.int64([0])})
+    module = Lifted(model)
+    assert set(module.weights) == {"v", "g"}
+    module(torch.ones(1, 4))[0].sum().backward()
+    assert module.weights["v"].grad.abs().max() > 0
+    trained = {"v": 2 * weights["v"] + 1, "g": weights["g"]}
+    got = module(torch.ones(1, 4), weights={k: torch.from_numpy(w) for k, w in trained.items()})[0]
+    for tensor in model.graph.initializer:
+        if tensor.name in trained:
+            tensor.CopyFrom(numpy_helper.from_array(trained[tensor.name], tensor.name))
+    expected = ort(model, [np.ones((1, 4), np.float32)])[0]
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_convolutions_over_many_axes_have_no_rule(make, op: str) -> None:
+    node = helper.make_node(op, ["x", "w"], ["y"], "c")
+    x = _random((1, 1, 2, 2, 2, 2))
+    module = Lifted(make([node], {"x": (F, x.shape)}, ["y"], {"w": x}))
+    with pytest.raises(ModelError, match="node c: no PyTorch rule for convolutions over 4 axes"):
+        module(torch.from_numpy(x))
+
+
 def test_a_tied_weight_is_one_parameter_with_both_gradients(make, ort) -> None:
     w = _random((5, 5))
     nodes = [

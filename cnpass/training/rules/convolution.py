@@ -38,6 +38,14 @@ def pad_spatial(x: torch.Tensor, low: Sequence[int], high: Sequence[int], value:
     )
 
 
+def _spatial_axes(weight: torch.Tensor) -> int:
+    """Number of axes that a kernel extends over."""
+    count = weight.dim() - 2
+    if not 1 <= count <= len(_CONV):
+        raise ValueError(f"no PyTorch rule for convolutions over {count} axes")
+    return count
+
+
 @rule("Conv", layer=True)
 def conv(node: Node) -> Kernel:
     """Conv, 1-D to 3-D, grouped, dilated, with explicit or automatic padding."""
@@ -46,7 +54,7 @@ def conv(node: Node) -> Kernel:
     group = node.integer("group", 1)
 
     def kernel(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-        n = w.dim() - 2
+        n = _spatial_axes(w)
         stride, dilation = strides or [1] * n, dilations or [1] * n
         if auto_pad.startswith("SAME"):
             low, high = same_pads(x.shape[2:], w.shape[2:], stride, dilation, auto_pad)
@@ -71,7 +79,7 @@ def conv_transpose(node: Node) -> Kernel:
     )
 
     def kernel(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-        n = w.dim() - 2
+        n = _spatial_axes(w)
         stride, dilation, tail = strides or [1] * n, dilations or [1] * n, extra or [0] * n
         full = _CONV_TRANSPOSE[n - 1](x, w, None, stride, 0, 0, group, dilation)
         sizes = [size + t for size, t in zip(full.shape[2:], tail, strict=True)]
