@@ -1,4 +1,4 @@
-"""Nodes in an order in which they can be computed; ONNX asks for one, but ONNX Runtime runs models without."""
+"""Nodes in an order in which they can be computed; ONNX asks for one, ONNX Runtime does not."""
 
 from __future__ import annotations
 

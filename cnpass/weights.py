@@ -1,8 +1,8 @@
 """Finding the stored weight behind an operand, wherever a model hides it.
 
-From the operand, `resolve` walks back through Identity, Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Cast,
-QuantizeLinear and DequantizeLinear to an initializer, a Constant node or a ConstantOfShape node. Shapes and types are followed
-without reading values, so that weights may be external data of any size.
+From the operand, `resolve` walks back through Identity, Reshape, Flatten, Squeeze, Unsqueeze, Transpose,
+Cast, QuantizeLinear and DequantizeLinear to an initializer, a Constant node or a ConstantOfShape node.
+Shapes and types are followed without reading values, so that weights may be external data of any size.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def _unsqueeze(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
 
 
 def _axes(node: gs.Node, rank: int, default: list[int] | None) -> list[int] | None:
-    """The axes that a node names, as an attribute up to opset 12 and as an input since; negative ones from `rank`."""
+    """The axes that a node names, by an attribute up to opset 12, then by an input; negative ones from `rank`."""
     if "axes" in node.attrs:
         found: Sequence[int] | None = node.attrs["axes"]
     elif len(node.inputs) > 1 and node.inputs[1].name:
