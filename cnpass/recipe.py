@@ -324,9 +324,10 @@ class CalibrateRecipe(DataRecipe):
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="seed of the chips (default: the model's own, else 0)"
     )
-    correction: Literal["affine", "low-rank"] = Field(
+    correction: Literal["batch-norm", "affine", "low-rank"] = Field(
         default="low-rank",
-        description="factor and offset per channel, or a linear map of limited rank, behind each node",
+        description="statistics of BatchNormalization; or, behind each node, factor and offset per channel "
+        "(affine), or a linear map of limited rank",
     )
     max_overhead: FiniteFloat = Field(
         default=0.05,

@@ -36,7 +36,7 @@ class FoldBatchNorm(Pass):
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
-        norms = [n for n in document.graph.nodes if n.op == "BatchNormalization" and n.domain in _STANDARD]
+        norms = batch_norms(document)
         if not norms:
             return PassResult(modified=False, notes=("the model has no BatchNormalization",))
         folder = _Folder(document)
@@ -49,6 +49,19 @@ class FoldBatchNorm(Pass):
             if reason is not None:
                 notes.append(f"node {name!r} stays: {reason}")
         return PassResult(bool(folded), (f"{folded} of {len(norms)} nodes folded", *notes, *folder.notes))
+
+
+def batch_norms(document: Document) -> list[gs.Node]:
+    """The BatchNormalization nodes of the main graph, in the order of the file."""
+    return [n for n in document.graph.nodes if n.op == "BatchNormalization" and n.domain in _STANDARD]
+
+
+def trains(norm: gs.Node, opset: int) -> bool:
+    """Whether a BatchNormalization normalises by the batch, not by statistics of its own."""
+    if opset < _INFERENCE_BY_OUTPUTS:
+        return not norm.attrs.get("is_test", 0)
+    extra = any(tensor.name for tensor in norm.outputs[1:])
+    return extra or bool(norm.attrs.get("training_mode", 0))
 
 
 @plain_dataclass(frozen=True)
@@ -96,7 +109,7 @@ class _Folder:
 
     def match(self, norm: gs.Node) -> _Match | str:
         """What to fold, or why not."""
-        if self.trains(norm):
+        if trains(norm, self.document.opset):
             return "it is in training mode"
         if not norm.attrs.get("spatial", 1):
             return "it normalises every element, not every channel"
@@ -125,13 +138,6 @@ class _Folder:
             return f"its {factor.size} channels do not fit weight {weight.key!r}"
         bias = linear.inputs[2] if len(linear.inputs) > 2 and linear.inputs[2].name else None
         return _Match(linear, weight, bias, axis, groups, factor, shift - mean * factor)
-
-    def trains(self, norm: gs.Node) -> bool:
-        opset = self.document.opset
-        if opset < _INFERENCE_BY_OUTPUTS:
-            return not norm.attrs.get("is_test", 0)
-        extra = any(tensor.name for tensor in norm.outputs[1:])
-        return extra or bool(norm.attrs.get("training_mode", 0))
 
     def place(self, linear: gs.Node) -> tuple[Weight, int, int] | str:
         """The weight of a linear node, the axis of its output channels, and ConvTranspose's groups."""

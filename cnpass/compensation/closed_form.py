@@ -7,7 +7,7 @@ is compared with what the clean model makes of them. Activations come from ONNX 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from cnpass.compensation.activations import Rows, Tap, mapped
+from cnpass.compensation.bench import Bench, Place
 from cnpass.compensation.builder import Linear
 from cnpass.compensation.insertion import Insertion, insert, width_of
 from cnpass.compensation.kinds import Kind
@@ -26,7 +26,7 @@ from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.mapping import plan
 from cnpass.passes.insert_compensation import InsertCompensation
-from cnpass.progress import Progress, Task
+from cnpass.progress import Progress
 from cnpass.runtime.devices import DeviceModel
 from cnpass.training.schedule import seed_of
 
@@ -65,14 +65,14 @@ class NodeFit:
 
     Attributes:
         node: label of the node.
-        kind: kind of compensation.
-        width: filters of its generator.
+        kind: kind of compensation; None for a normalisation whose statistics were fitted.
+        width: filters of its generator; 0 where there is none.
         before: squared error of the node's output over the variance of the clean output.
         after: the same behind the compensation.
     """
 
     node: str
-    kind: Kind
+    kind: Kind | None
     width: int
     before: float
     after: float
@@ -141,11 +141,12 @@ def fit(
         tempfile.TemporaryDirectory(prefix="cnpass-") as folder,
         (progress or Progress()).task("closed form", len(todo) * len(numbers)) as task,
     ):
-        bench = _Bench(target or document, device, split, samples, numbers, seed, Path(folder))
+        bench = Bench(target or document, device, split, samples, numbers, seed, Path(folder))
         for choice, site in todo:
             random, width = seed_of(seed, "compensation", choice.node) % 2**31, width_of(choice.ratio, site)
             insertion = insert(fitted, site, choice.kind, width, creator=InsertCompensation.name, seed=random)
-            moments, variance = bench.observe(fitted, insertion, task)
+            place = Place(choice.node, site.y.name, _seen(insertion).name, site.axis, site.outputs)
+            moments, variance = bench.observe(fitted, place, task)
             coefficients = _FITS[choice.kind](insertion, moments, ridge)
             before = np.trace(moments.tt) + moments.count * np.sum(moments.t_mean**2)
             found = [float(error / variance) for error in (before, moments.remaining(coefficients))]
@@ -190,68 +191,6 @@ def _todo(document: Document, choices: Sequence[Choice], *, behind: bool) -> lis
             )
     chosen = {choice.node: choice for choice in choices}
     return [(chosen[label], site) for label, site in sites.items() if label in chosen]
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """Observes nodes of a model while it is being corrected.
-
-    Attributes:
-        target: the clean model.
-        device: device model.
-        split: calibration samples.
-        samples: how many of them each chip sees.
-        chips: numbers of the chips.
-        seed: seed of the chips and of what is picked.
-        folder: for models that sessions read.
-    """
-
-    target: Document
-    device: DeviceModel
-    split: Split
-    samples: int
-    chips: range
-    seed: int
-    folder: Path
-
-    def observe(self, document: Document, insertion: Insertion, task: Task) -> tuple[Moments, float]:
-        """Gather what a compensation of a node sees, and by how much the node's output is off.
-
-        Args:
-            document: the model with compensation up to this node.
-            insertion: that of the node.
-            task: advanced by one per chip.
-
-        Returns:
-            Moments of what the kind looks at, y last, and of the clean output minus y; and the sum of squares
-            of the clean output around its mean.
-        """
-        site = insertion.site
-        clean = self._tap(self.target, site.y.name, site)
-        seen = self._tap(mapped(document, self.device, self.seed), _seen(insertion).name, site)
-        moments, spread = None, Moments(0, site.outputs)
-        for chip in self.chips:
-            inputs = self._pick(chip)
-            for wanted, z in zip(clean.rows(inputs), seen.rows(inputs, chip), strict=True):
-                if not (np.isfinite(wanted).all() and np.isfinite(z).all()):
-                    raise DataError(f"node {site.label!r} gives values on chip {chip} that are not finite")
-                moments = moments or Moments(z.shape[1], site.outputs)
-                moments.add(z, np.subtract(wanted, z[:, -site.outputs :], dtype=np.float64))
-                spread.add(wanted[:, :0], wanted)
-            task.advance()
-        assert moments is not None  # noqa: S101 (there are chips and samples)
-        return moments, float(np.trace(spread.tt)) or 1.0
-
-    def _pick(self, chip: int) -> Mapping[str, Rows]:
-        """Samples for one chip, in their order."""
-        if len(self.split) <= self.samples:
-            return self.split.inputs
-        random = np.random.default_rng(seed_of(self.seed, "calibration", chip))
-        return self.split.take(np.sort(random.choice(len(self.split), self.samples, replace=False))).inputs
-
-    def _tap(self, document: Document, tensor: str, site: Site) -> Tap:
-        seed = seed_of(self.seed, "positions", site.label)
-        return Tap(document, tensor, site.axis, self.split.inputs, seed=seed, folder=self.folder)
 
 
 def _seen(insertion: Insertion) -> gs.Tensor:

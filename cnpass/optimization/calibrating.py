@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from cnpass import data as datasets
+from cnpass.compensation.batch_norm import recalibrate
 from cnpass.compensation.closed_form import MAX_FEATURES, Fit, fit
 from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import overhead
@@ -45,6 +46,7 @@ from cnpass.runtime.ops import META_CHIP_INPUT
 
 _KINDS: dict[str, Kind] = {"affine": "gain", "low-rank": "linear"}
 """A gain compensation fitted in closed form is a factor and an offset per channel."""
+_BATCH_NORM = "batch-norm"
 
 
 def calibrate(
@@ -60,8 +62,9 @@ def calibrate(
     """Fit a digital correction for one chip, and write that chip's model.
 
     Behind every analog node, and before a compensation that it has already, comes a linear correction fitted
-    by least squares of what the ideal chip gives on what this one does. Nothing is trained and labels are not
-    looked at. What does not help on validation samples is left out.
+    by least squares of what the ideal chip gives on what this one does; or BatchNormalization, which then is
+    not folded, gets statistics for the chip. Nothing is trained and labels are not looked at. What does not
+    help on validation samples is left out.
 
     Args:
         model: A model mapped to analog chips, such as ``optimize`` writes; any other is mapped.
@@ -97,7 +100,8 @@ class _Calibration:
         self.device = _device(attributes, recipe)
         self.seed = int(attributes.get("seed", 0)) if recipe.seed is None else recipe.seed
         self.document = unmapped(source)
-        FoldBatchNorm()(self.document)
+        if recipe.correction != _BATCH_NORM:
+            FoldBatchNorm()(self.document)
         self.dataset = datasets.prepare(self.document.proto, self.document.path, recipe)
         self.notes = list(self.dataset.notes)
         for note in self.notes:
@@ -138,7 +142,7 @@ class _Calibration:
                 nodes=[
                     Corrected(
                         node=node.node,
-                        rank=0 if node.kind == "gain" else node.width,
+                        rank=node.width if node.kind == "linear" else 0,
                         error_before=node.before,
                         error_after=node.after,
                     )
@@ -159,6 +163,8 @@ class _Calibration:
 
     def _fit(self) -> Fit:
         """Correct every node that can be, as wide as the limit allows; a factor per channel has no width."""
+        if self.recipe.correction == _BATCH_NORM:
+            return self._normalise()
         kind, document = _KINDS[self.recipe.correction], self.document
         sites, reasons = find_sites(document, plan(document), behind=True)
         nodes = [name for name, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
@@ -187,6 +193,24 @@ class _Calibration:
             behind=True,
             progress=self.progress,
         )
+
+    def _normalise(self) -> Fit:
+        recipe = self.recipe
+        fitted = recalibrate(
+            self.document,
+            self.dataset.train,
+            self.device,
+            seed=self.seed,
+            chip=recipe.chip,
+            samples=recipe.samples,
+            progress=self.progress,
+        )
+        if not fitted.nodes:
+            raise ModelError(
+                "the model has no BatchNormalization with statistics of its own; where it is folded into "
+                "weights, --correction affine does what it would do"
+            )
+        return fitted
 
     def _figure(self, split: Split, document: Document) -> float:
         with self._chips(split) as chips:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cnpass.compensation import closed_form
+from cnpass.compensation import activations, closed_form
 from cnpass.compensation.closed_form import FIT_CHIPS_START, fit
 from cnpass.compensation.kinds import Kind
 from cnpass.data import Split
@@ -181,7 +181,7 @@ def test_corrections_carry_over_to_new_chips_and_samples(network, split):
     (clean,) = Session(document.to_proto()).run(fresh)
 
     def error(model):
-        session = Session(closed_form.mapped(model, DEVICE, 0).to_proto())
+        session = Session(activations.mapped(model, DEVICE, 0).to_proto())
         return np.mean([(session.run(fresh, chip=chip)[0] - clean) ** 2 for chip in range(40)])
 
     assert error(fitted) < 0.8 * error(document)

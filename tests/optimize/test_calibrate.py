@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import cnpass
 from cnpass.document import Document
@@ -54,6 +54,55 @@ def test_a_chip_is_brought_nearer_to_the_ideal_one(model: Path, correction: str)
     assert _constants(output)[_selector(output)] == np.int64(7).tobytes()
 
 
+@pytest.fixture
+def normalised(model: Path) -> Path:
+    """The same model with BatchNormalization behind both convolutions, whose means are one initializer."""
+    proto = onnx.load(model)
+    nodes, statistics = proto.graph.node, {"g": 1.5, "b": 0.1, "m": 0.2, "v1": 0.3, "v2": 0.1}
+    for place, (tensor, variance) in ((1, ("c1", "v1")), (4, ("c2", "v2"))):
+        norm = helper.make_node("BatchNormalization", [tensor, "g", "b", "m", variance], [f"{tensor}.n"])
+        nodes.insert(place, norm)
+        nodes[place + 1].input[0] = f"{tensor}.n"
+    for name, value in statistics.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.full(4, value, np.float32), name))
+    path = model.with_name("normalised.onnx")
+    path.write_bytes(proto.SerializeToString())
+    path.with_suffix(".npz").write_bytes(model.with_suffix(".npz").read_bytes())
+    return path
+
+
+def _channels(model: Path, chip: int) -> list[np.ndarray]:
+    """Mean and deviation by channel of what the normalisations give on the training inputs."""
+    proto = onnx.load(model)
+    proto.graph.output.extend([onnx.ValueInfoProto(name="c1.n"), onnx.ValueInfoProto(name="c2.n")])
+    with np.load(model.parent / "quadrants.npz") as arrays:
+        _, *outputs = cnpass.Session(proto).run(arrays["x_train"], chip=chip)
+    return [f(output, axis=(0, 2, 3)) for output in outputs for f in (np.mean, np.std)]
+
+
+def test_normalisations_get_statistics_of_the_chip(normalised: Path) -> None:
+    output = normalised.with_name("normalised.chip7.onnx")
+    record = cnpass.calibrate(normalised, chip=7, correction="batch-norm", **OPTIONS | {"max_overhead": 0.0})
+    assert record.kept
+    assert record.overhead.params == 0
+    assert [(node.node, node.rank) for node in record.nodes] == [("c1.n", 0), ("c2.n", 0)]
+    assert all(node.error_after < node.error_before for node in record.nodes)
+    before, after = _constants(normalised), _constants(output)
+    assert {name for name in before if before[name] != after[name]} == {"m", "v1", "v2"}
+    assert len(set(after) - set(before)) == 2  # a mean for the other node, and what selects the chip
+    mapped = normalised.with_name("mapped.onnx")
+    document = Document.load(normalised)
+    Pipeline.parse("map-crossbar{sigma=0.8}").run(document)
+    document.save(mapped)
+    ideal, chip, corrected = _channels(mapped, -1), _channels(mapped, 7), _channels(output, 7)
+    for wanted, was, found in zip(ideal, chip, corrected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+        assert np.abs(was - wanted).max() > 0.02
+    with np.load(normalised.with_suffix(".npz")) as arrays:
+        x, y = arrays["x_test"], arrays["y_test"]
+    assert record.after == (_on_chip(output, x, 7).argmax(1) == y).mean()
+
+
 def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         cnpass.calibrate(model, output=tmp_path / f"{name}.onnx", chip=3, **OPTIONS)
@@ -87,6 +136,8 @@ def test_no_variation_needs_no_correction(model: Path) -> None:
 def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--max-overhead"):
         cnpass.calibrate(model, sigma=0.5, max_overhead=0.0)
+    with pytest.raises(ModelError, match="--correction affine"):
+        cnpass.calibrate(model, sigma=0.5, correction="batch-norm")
     with pytest.raises(UsageError, match="sigma is given by --sigma already"):
         cnpass.calibrate(model, sigma=0.5, param={"sigma": 0.3})
     with pytest.raises(UsageError, match="--chip"):
