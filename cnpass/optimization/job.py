@@ -34,6 +34,7 @@ from cnpass.training.idle import Idle, find_idle
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
 from cnpass.training.retrain import Problem, TrainOptions, train
+from cnpass.training.schedule import epochs_within
 from cnpass.training.validation import Validator
 
 CHECK_CHIPS = 10
@@ -252,7 +253,7 @@ class Job:
         macs = cost(self.plan.nodes).macs
         searched = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS
         size = Size(samples, batch, macs, searched)
-        step = self._seconds_per_step()
+        step = self.seconds_per_step(self.source)
         retrains = recipe.retrain if isinstance(recipe, OptimizeRecipe) else isinstance(recipe, RetrainRecipe)
         tunings = recipe.tune if isinstance(recipe, WeightsRecipe) else 0
         if recipe.epochs is not None:
@@ -269,16 +270,21 @@ class Job:
         self.progress.note(told)
         return effort
 
-    def _seconds_per_step(self) -> float:
-        """Time a few steps on a copy, the first one not counted."""
+    def seconds_per_step(self, document: Document) -> float:
+        """Time a few training steps of a document, the first one not counted; it stays as it is."""
         options = replace(self.options(1), checks=0)
         few = torch.arange(min(len(self.train), options.batch))
         problem = replace(self.problem, samples=self.problem.samples.take(few), clean=self.problem.clean[few])
-        forward = self.forward(self.source)
+        forward = self.forward(document)
         train(forward, problem, options)
         start = time.perf_counter()
         train(forward, problem, replace(options, epochs=_PROBE_STEPS))
         return (time.perf_counter() - start) / _PROBE_STEPS
+
+    def epochs_within(self, seconds: float, document: Document) -> int:
+        """Return how many epochs of training a document fit in a time, at least one."""
+        step = self.seconds_per_step(document)
+        return epochs_within(seconds, len(self.train), self.options(1).batch, step)
 
 
 def _check_chips(trainings: int) -> range:

@@ -149,10 +149,10 @@ class _Optimization:
             setting.heed(result)
             ladder.climb(f"{_kinds(placed)} compensation", base, placed.placement)
         if recipe.retrain:
-            epochs = effort.last(ladder.missing)
             if recipe.compensation:
                 placed = stages.extend(job, base, placed.placement)
                 base = placed.document
+            epochs = setting.last(job, base, effort, ladder.missing)
             document, result = stages.train_together(job, base, epochs, beta=beta, hardened=hardened)
             setting.heed(result)
             kinds = _kinds(placed)

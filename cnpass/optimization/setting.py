@@ -52,6 +52,9 @@ T = TypeVar("T", bound=Record)
 
 _RECORD = "record.json"
 _EFFORT = "effort.json"
+_LAST = "last.json"
+_TRAINING = 0.95
+"""Fraction of the time left that the steps of the last training may take; checks take the rest."""
 _NAMED = 5
 """Weights that a note names, at most."""
 
@@ -116,7 +119,7 @@ class Setting(Generic[R]):
         self.store = folder.journal("chips")
         self.notes: list[str] = list(dataset.notes)
         self.epochs = 0
-        self._started = started
+        self._started = self._training_since = started
 
     def chips(self, split: Split, name: str) -> MonteCarlo:
         """Return a Monte-Carlo over a part of the data."""
@@ -161,12 +164,28 @@ class Setting(Generic[R]):
         idle = job.idle.describe()
         if idle is not None:
             self.warn(idle)
+        self._training_since = time.perf_counter()
         path = self.folder.path / _EFFORT
         if path.exists():
             return Effort(**json.loads(path.read_text(encoding="utf-8")))
         effort = job.effort(self.recipe.trials if isinstance(self.recipe, SearchRecipe) else 0)
         write_text(path, json.dumps(asdict(effort)) + "\n")
         return effort
+
+    def last(self, job: Job, document: Document, effort: Effort, missing: float) -> int:
+        """Return the epochs of the last training: what is left of a time budget, or as `effort` says.
+
+        What came before may have taken longer than planned, and steps of a compensated network do. The
+        number is kept, so that a resumed run trains no other one.
+        """
+        budget = self.recipe.budget
+        if budget is None or self.recipe.epochs is not None:
+            return effort.last(missing)
+        path = self.folder.path / _LAST
+        if not path.exists():
+            left = budget - (time.perf_counter() - self._training_since)
+            write_text(path, f"{job.epochs_within(_TRAINING * left, document)}\n")
+        return int(path.read_text(encoding="utf-8"))
 
     def begin(self, val: MonteCarlo) -> tuple[Job, Effort, Ladder]:
         """Return what a verb that does nothing but train works with.

@@ -17,6 +17,7 @@ import cnpass
 from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.optimization import stages
+from cnpass.optimization.job import Job
 from cnpass.passes.pipeline import Pipeline
 from cnpass.records import SCHEMAS, OptimizeRecord
 from cnpass.training.retrain import TrainResult
@@ -181,3 +182,16 @@ def test_refusals_come_before_any_work(model: Path, monkeypatch) -> None:
     plain.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="no node of the model can run on a crossbar"):
         _optimize(plain, data=str(data))
+
+
+def test_the_last_training_takes_what_is_left_of_a_budget(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds_per_step(job: Job, document: Document) -> float:
+        return 1.0 if document is job.source else 1e9  # what compensation does to a step, and more
+
+    monkeypatch.setattr(Job, "seconds_per_step", seconds_per_step)
+    record = _optimize(model, epochs=None, budget=80, trials=1, beta=0)
+    (trained,) = (rung for rung in record.ladder if "together" in rung.step)
+    assert trained.step
+    assert record.epochs == 4 + 1 + 1 + 1, "of 160 samples an epoch takes two steps"
