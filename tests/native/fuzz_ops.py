@@ -186,7 +186,7 @@ class Case:
     def change_type(self) -> str:
         name = self.pick(tuple(self.inputs))
         old, kind = self.inputs[name], self.pick(TYPES)
-        if old is not None:
+        if old is not None and old.dtype != object:  # text, of an earlier change, is no number
             with np.errstate(all="ignore"):
                 self.inputs[name] = np.full(old.shape, "text", object) if kind is object else old.astype(kind)
         return f"type of {name}"
