@@ -32,8 +32,11 @@ ORDER = (
     "our-kinds",
     "paper",
     "best",
+    "best-copies",
     "chip-affine",
     "chip-low-rank",
+    "chip-full",
+    "chip-best-affine",
     "chip-best",
 )
 """Rungs as the ladder has them, which is not the order in which they are made."""

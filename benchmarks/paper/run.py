@@ -25,6 +25,7 @@ from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
 from cnpass.evaluation.statistics import summarise
 from cnpass.files import write_text
+from cnpass.optimization.replication import without_copies
 from cnpass.optimization.setting import unmapped
 from cnpass.passes.pipeline import Pipeline
 from cnpass.runtime.devices import make_device
@@ -38,7 +39,7 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     start = time.perf_counter()
     epochs = rung.make(bench, name)
     seconds = None if resumed else round(time.perf_counter() - start, 1)
-    document = unmapped(Document.load(bench.model(name)))
+    document = without_copies(unmapped(Document.load(bench.model(name))))
     common: dict[str, Any] = {
         **bench.preprocess,
         "data": bench.data,
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="training seed of the plain network and all else")
     parser.add_argument("--chips", type=int, default=250, help="test chips of a chip-agnostic figure")
     parser.add_argument("--corrected-chips", type=int, default=25, help="test chips of a per-chip figure")
+    parser.add_argument("--rungs", nargs="+", choices=(*RUNGS, *PER_CHIP), help="only these, in this order")
     parser.add_argument("--out", type=Path, default=Path("build/paper"))
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -103,7 +105,7 @@ def main() -> None:
     console = Console(Format.TABLE, verbose=False, quiet=False)
     plain = row.plain(arguments.row, data, arguments.seed, folder)
     bench = Bench(plain, data, row.preprocess, arguments.seed, row.rung, folder, console)
-    for name in (*RUNGS, *PER_CHIP):
+    for name in arguments.rungs or (*RUNGS, *PER_CHIP):
         path = folder / f"{name}.figures.json"
         if path.exists():
             continue

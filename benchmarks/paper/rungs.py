@@ -24,6 +24,8 @@ from cnpass.runtime.devices import make_device
 SIGMA = 0.5
 BETA = 1e-3
 MAX_OVERHEAD = 0.05
+UNLIMITED = 1e9
+"""Overhead for rungs that show what could be had, at whatever cost."""
 TEST_SEED = 0
 """Seed of the chips of all figures."""
 
@@ -118,9 +120,14 @@ def _compensated(start: str, *kinds: str) -> Make:
     return make
 
 
-def _best(bench: Bench, rung: str) -> int:
+def _best(**options: Any) -> Make:
     """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
-    return _epochs(cnpass.optimize(bench.plain, **bench.options(rung), max_overhead=MAX_OVERHEAD, chips=2))
+
+    def make(bench: Bench, rung: str) -> int:
+        given = {**bench.options(rung), "max_overhead": MAX_OVERHEAD, "chips": 2, **options}
+        return _epochs(cnpass.optimize(bench.plain, **given))
+
+    return make
 
 
 def _epochs(record: TrainedRecord) -> int:
@@ -152,7 +159,8 @@ RUNGS = {
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
     "our-kinds": Rung("compensation alone, gain and residual", _compensated("plain", "gain", "residual")),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
-    "best": Rung("everything that helps, trained together", _best, grid=True),
+    "best": Rung("everything that helps, trained together", _best(), grid=True),
+    "best-copies": Rung("the same, trained with copies", _best(replicate=True)),
     "longer": Rung("plain, trained as long as all of the above rung", _longer),
 }
 """In the order in which they are made: some start from another's model."""
@@ -166,11 +174,13 @@ class PerChip:
         title: What it is called in the table.
         start: The rung whose model is corrected.
         correction: What ``cnpass calibrate`` fits.
+        max_overhead: What it may cost.
     """
 
     title: str
     start: str
     correction: str
+    max_overhead: float = MAX_OVERHEAD
 
     def figure(self, bench: Bench, rung: str, chip: int) -> float:
         """Return the accuracy of one chip on test data, with the correction fitted for it."""
@@ -182,6 +192,7 @@ class PerChip:
             chip=chip,
             seed=TEST_SEED,
             correction=self.correction,
+            max_overhead=self.max_overhead,
             output=bench.folder / f"{rung}.chip.onnx",
             force=True,
         )
@@ -191,5 +202,7 @@ class PerChip:
 PER_CHIP = {
     "chip-affine": PerChip("factor and offset per channel, plain network", "plain", "affine"),
     "chip-low-rank": PerChip("low-rank correction, plain network", "plain", "low-rank"),
+    "chip-full": PerChip("correction of full rank, plain network", "plain", "low-rank", UNLIMITED),
+    "chip-best-affine": PerChip("factor and offset, on top of everything that helps", "best", "affine"),
     "chip-best": PerChip("low-rank correction, on top of everything that helps", "best", "low-rank"),
 }

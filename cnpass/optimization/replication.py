@@ -30,6 +30,14 @@ def replicate(document: Document, tile_rows: int, tile_cols: int) -> Document:
     return copied
 
 
+def without_copies(document: Document) -> Document:
+    """Return a copy of a document in standard operators whose weights have one device each."""
+    single = document.copy()
+    for node in single.all_nodes():
+        node_metadata(node).pop(ops.META_COPIES, None)
+    return single
+
+
 def replication(document: Document, tile_rows: int, tile_cols: int) -> Replication | None:
     """Say how many copies the weights of a document have; None if all have one device.
 
@@ -38,9 +46,7 @@ def replication(document: Document, tile_rows: int, tile_cols: int) -> Replicati
         tile_rows: Rows of the tiles to count in.
         tile_cols: Columns of them.
     """
-    single = document.copy()
-    for node in single.all_nodes():
-        node_metadata(node).pop(ops.META_COPIES, None)
+    single = without_copies(document)
     before, after = (inspect(each, tile_rows=tile_rows, tile_cols=tile_cols) for each in (single, document))
     copies = {node.name: node.copies for node in after.nodes if node.copies}
     if set(copies.values()) <= {1}:
