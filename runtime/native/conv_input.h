@@ -53,16 +53,16 @@ void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layo
   }
   const int64_t portion = std::min(g.images, std::max<int64_t>(1, kPortion / layout.image));
   thread_local Buffer buffer;
-  buffer.reserve(portion * layout.image + kSlack);
-  std::fill_n(buffer.data() + portion * layout.image, kSlack, 0.0f);
+  float* const laid_out = buffer.reserve(portion * layout.image + kSlack);  // of this thread, for all of them
+  std::fill_n(laid_out + portion * layout.image, kSlack, 0.0f);
   for (int64_t first = 0; first < g.images; first += portion) {
     const int64_t count = std::min(portion, g.images - first);
     parallel_if_worth(call, count * g.channels, count * layout.image, [&](int64_t i) {
-      float* target = buffer.data() + i * layout.channel;
+      float* target = laid_out + i * layout.channel;
       lay_out_channel(g, layout, x + (first * g.channels + i) * channel, target);
       if (dac) kernels().matrix.quantise(target, layout.channel, *dac, target);
     });
-    use(Images{buffer.data(), first, count, count * layout.image + kSlack});
+    use(Images{laid_out, first, count, count * layout.image + kSlack});
   }
 }
 

@@ -15,6 +15,7 @@ NODE = {"device": "lognormal", "sigma": 0.4, "seed": 1, "stream": 0}
 
 CASES = {
     "conv": ("AnalogConv", (13, 20, 9, 9), (30, 20, 3, 3), {"pads": [1] * 4}),
+    "large images": ("AnalogConv", (13, 20, 21, 21), (30, 20, 3, 3), {"pads": [1] * 4}),
     "small images": ("AnalogConv", (13, 70, 2, 2), (300, 70, 3, 3), {"pads": [1] * 4}),
     "strided": ("AnalogConv", (13, 4, 21, 17), (7, 4, 3, 3), {"strides": [2, 3]}),
     "depthwise": ("AnalogConv", (13, 24, 11, 13), (24, 1, 3, 3), {"pads": [1] * 4, "group": 24}),
