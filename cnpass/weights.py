@@ -292,7 +292,7 @@ def _unsqueeze(trace: _Trace, node: gs.Node, _depth: int) -> _Trace | None:
 
 
 def _axes(node: gs.Node, rank: int, default: list[int] | None) -> list[int] | None:
-    """The axes that a node names, by an attribute up to opset 12, then by an input; negative ones from `rank`."""
+    """The axes that a node names, by attribute up to opset 12, then by input; negative ones from `rank`."""
     if "axes" in node.attrs:
         found: Sequence[int] | None = node.attrs["axes"]
     elif len(node.inputs) > 1 and node.inputs[1].name:
