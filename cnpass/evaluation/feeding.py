@@ -12,7 +12,7 @@ import onnx
 from cnpass import batching
 from cnpass.data.dataset import Array
 from cnpass.document import Document
-from cnpass.errors import CnpassError
+from cnpass.errors import CnpassError, ModelError
 from cnpass.runtime.library import has_library
 from cnpass.runtime.session import Session
 
@@ -54,10 +54,50 @@ class Feed:
 def first_outputs(
     session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int = -1
 ) -> Iterator[Array]:
-    """First output of the model for the samples of each run, without those that only fill up."""
+    """First output of the model for each run, without the rows of samples that only fill up.
+
+    Raises:
+        ModelError: it is no tensor of numbers.
+    """
     for taken, feeds in feed.runs(inputs):
         output = session.run(feeds, chip=chip, first_sample=taken.start)[0]
-        yield output[: taken.stop - taken.start]
+        dtype = getattr(output, "dtype", None)  # sequences and maps have none
+        if dtype is None or dtype.kind in "OSU":
+            raise ModelError(
+                f"the model's first output '{session.outputs[0]}' is no tensor of numbers, which is what "
+                "figures are taken of; list another output first"
+            )
+        samples, run = taken.stop - taken.start, len(next(iter(feeds.values())))
+        yield output if samples == run else output[: samples * (len(output) // run)]
+
+
+def sample_outputs(
+    session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int = -1
+) -> Iterator[Array]:
+    """First output of the model for each run, as [samples, ...] whatever way the model arranges it.
+
+    Rows of a sample that the model folds into the first axis, and outputs without an axis of samples where
+    these run one by one, get an axis of their own.
+
+    Raises:
+        ModelError: it is no tensor of numbers, or its shape depends on what is in a sample.
+    """
+    runs = feed.runs(inputs)
+    shape: tuple[int, ...] | None = None
+    for (taken, _), output in zip(runs, first_outputs(session, inputs, feed, chip), strict=True):
+        samples = taken.stop - taken.start
+        arranged = output
+        if not output.ndim:
+            arranged = output[None]
+        elif len(output) != samples and len(output) % samples == 0:
+            arranged = output.reshape(samples, len(output) // samples, *output.shape[1:])
+        shape = arranged.shape[1:] if shape is None else shape
+        if (len(arranged), *shape) != (samples, *arranged.shape[1:]):
+            raise ModelError(
+                f"the model's first output '{session.outputs[0]}' has shape {list(output.shape)} for "
+                f"{samples} samples and {list(shape)} for another one, so there are no figures to take of it"
+            )
+        yield arranged
 
 
 def open_session(document: Document, folder: Path, name: str) -> Session:
@@ -147,9 +187,9 @@ def _agree(
     one: Session, one_feed: Feed, other: Session, other_feed: Feed, probes: Mapping[str, Array]
 ) -> bool:
     """Whether two ways of running samples give the same first output."""
-    expected = np.concatenate(list(first_outputs(one, probes, one_feed)))
+    expected = np.concatenate(list(sample_outputs(one, probes, one_feed)))
     try:
-        got = np.concatenate(list(first_outputs(other, probes, other_feed)))
+        got = np.concatenate(list(sample_outputs(other, probes, other_feed)))
     except (CnpassError, ValueError):
         return False
     if got.shape != expected.shape:

@@ -169,7 +169,7 @@ class MonteCarlo:
     def _outputs(self, document: Document) -> metrics.Outputs:
         document, feed = self._arrange(document)
         session = feeding.open_session(document, self._folder, "clean")
-        return np.concatenate(list(feeding.first_outputs(session, self._split.inputs, feed)))
+        return np.concatenate(list(feeding.sample_outputs(session, self._split.inputs, feed)))
 
     def _score(self, outputs: metrics.Outputs) -> float:
         meter = metrics.Meter(self.metric)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as record
 
-from cnpass.evaluation.feeding import Feed, first_outputs
+from cnpass.evaluation.feeding import Feed, sample_outputs
 from cnpass.evaluation.metrics import Meter
 from cnpass.evaluation.work import Outcome, Runner
 from cnpass.records import Metric
@@ -65,7 +65,7 @@ class ChipRunner(Runner[Job, Unit, float]):
             self._model = unit.model
         meter = Meter(self._metric)
         position = 0
-        for output in first_outputs(self._session, self._inputs, self._feed, unit.chip):
+        for output in sample_outputs(self._session, self._inputs, self._feed, unit.chip):
             meter.add(output, self._expected[position : position + len(output)])
             position += len(output)
         return Outcome(unit, meter.value(), time.perf_counter() - start)

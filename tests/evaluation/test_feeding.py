@@ -1,0 +1,87 @@
+"""First outputs come sample by sample, however a model arranges them; what cannot be compared is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+
+from cnpass.data import Split
+from cnpass.document import Document
+from cnpass.errors import ModelError
+from cnpass.evaluation import MonteCarlo
+from cnpass.evaluation.feeding import arrange, open_session, sample_outputs
+
+W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+X = np.random.default_rng(1).standard_normal((5, 2, 4)).astype(np.float32)
+SEQUENCE = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+STRINGS = numpy_helper.from_array(np.array(["a", "b", "c"], object), "names")
+
+
+def model(*tail, batch: int | str = "n", output: ValueInfoProto | None = None) -> Document:
+    """A product of [batch, 2, 4] as `h`, and nodes that make `y` of it."""
+    constants = {
+        "w": W,
+        "flat": np.int64([-1, 3]),
+        "line": np.int64([-1]),
+        "zero": np.int64([0]),
+        "none": np.float32(0),
+    }
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), *tail],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 2, 4])],
+        [output or helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [*(numpy_helper.from_array(value, name) for name, value in constants.items()), STRINGS],
+    )
+    return Document.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tail", "batch", "expected"),
+    [
+        ([helper.make_node("Reshape", ["h", "flat"], ["y"])], "n", X @ W),
+        ([helper.make_node("Reshape", ["h", "flat"], ["y"])], 2, X @ W),
+        ([helper.make_node("Squeeze", ["h", "zero"], ["y"])], 1, X @ W),
+        ([helper.make_node("ReduceSum", ["h"], ["y"], keepdims=0)], "n", (X @ W).sum((1, 2))),
+        ([helper.make_node("Transpose", ["h"], ["y"], perm=[1, 0, 2])], 1, (X @ W)[:, :, None]),
+    ],
+)
+def test_outputs_by_sample(tmp_path: Path, tail, batch, expected) -> None:
+    document, feed, _ = arrange(model(*tail, batch=batch), {"x": X}, tmp_path)
+    session = open_session(document, tmp_path, "model")
+    found = np.concatenate(list(sample_outputs(session, {"x": X}, feed)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tail", "output", "text"),
+    [
+        ([helper.make_node("SequenceConstruct", ["h"], ["y"])], SEQUENCE, "'y' is no tensor of numbers"),
+        (
+            [
+                helper.make_node("ArgMax", ["h"], ["best"], axis=2, keepdims=0),
+                helper.make_node("Gather", ["names", "best"], ["y"]),
+            ],
+            helper.make_tensor_value_info("y", TensorProto.STRING, None),
+            "'y' is no tensor of numbers",
+        ),
+        (
+            [
+                helper.make_node("Greater", ["h", "none"], ["above"]),
+                helper.make_node("Reshape", ["above", "line"], ["chosen"]),
+                helper.make_node("Compress", ["h", "chosen"], ["y"]),
+            ],
+            None,
+            "and .* for another one, so there are no figures",
+        ),
+    ],
+)
+def test_outputs_that_cannot_be_compared(tail, output, text) -> None:
+    document = model(*tail, output=output)
+    with pytest.raises(ModelError, match=text):
+        MonteCarlo(document, Split({"x": X}), workers=1)
