@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 
-from onnx import ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto
 
 from cnpass.errors import ModelError
 from cnpass.runtime import ops
@@ -15,16 +15,23 @@ _DEEPEST = 64
 _LARGEST = 10_000_000
 """Nodes of a model with all functions inlined; shape inference visits each of them."""
 
+_Name = tuple[str, str, str]
+"""Domain, name and overload of a function or an operator."""
+
 
 def check_calls(model: ModelProto) -> None:
     """Refuse functions that would take a library for ever, or all of its stack.
 
     Raises:
-        ModelError: functions call each other in a circle, too deep, or exponentially often.
+        ModelError: two functions are the same by name, or functions call each other in a circle, too deep, or
+            exponentially often.
     """
-    functions = {(f.domain, f.name): Counter(_called(f.node)) for f in model.functions}
-    for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):  # shape inference takes their plain forms
-        functions.pop((ops.DOMAIN, op), None)
+    functions: dict[_Name, Counter[_Name]] = {}
+    for function in model.functions:
+        name = function.domain, function.name, function.overload
+        if name in functions:
+            raise ModelError(f"two local functions of domain {name[0]!r} are named {name[1]!r}")
+        functions[name] = Counter(_called(function.node) if is_followed(function) else ())
     if not functions:
         return
     try:
@@ -32,8 +39,8 @@ def check_calls(model: ModelProto) -> None:
     except CycleError as error:
         name = error.args[1][0][1]
         raise ModelError(f"the local function {name!r} calls itself, directly or through others") from None
-    sizes: dict[tuple[str, str], int] = {}
-    depths: dict[tuple[str, str], int] = {}
+    sizes: dict[_Name, int] = {}
+    depths: dict[_Name, int] = {}
     for each in order:
         calls = functions.get(each, Counter())
         sizes[each] = max(1, sum(count * sizes[callee] for callee, count in calls.items()))
@@ -46,10 +53,15 @@ def check_calls(model: ModelProto) -> None:
         )
 
 
-def _called(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
-    """Domain and operator of all nodes, those in subgraphs included."""
+def is_followed(function: FunctionProto) -> bool:
+    """Whether a library looks into a function: not into bodies of analog nodes, whose plain forms it gets."""
+    return function.domain != ops.DOMAIN or function.name not in (ops.ANALOG_CONV, ops.ANALOG_MATMUL)
+
+
+def _called(nodes: Iterable[NodeProto]) -> Iterator[_Name]:
+    """What all nodes call, those in subgraphs included."""
     for node in nodes:
-        yield node.domain, node.op_type
+        yield node.domain, node.op_type, node.overload
         for attribute in node.attribute:
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _called(graph.node)

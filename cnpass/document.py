@@ -42,6 +42,8 @@ from cnpass.nodes import (
     read_nodes,
     subgraphs,
 )
+from cnpass.order import check_order
+from cnpass.texts import check_texts
 
 __all__ = ["Document", "label", "node_metadata"]
 
@@ -125,7 +127,9 @@ class Document:
         graph = proto.graph
         if not proto.HasField("graph") or not (graph.node or graph.output):
             raise ModelError("is no ONNX model: it holds no graph")
+        check_texts(proto)
         check_calls(proto)
+        check_order(proto)
         self.proto = proto
         self.metadata = mapping(proto.metadata_props)
         self.opsets = {entry.domain: entry.version for entry in proto.opset_import}

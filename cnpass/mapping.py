@@ -156,7 +156,8 @@ class _Planner:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.shapes: Shapes = infer(document)
-        self.functions = {(f.domain, f.name): f for f in document.functions if f.domain != ops.DOMAIN}
+        self.functions = [f for f in document.functions if f.domain != ops.DOMAIN]
+        self.called = {(f.domain, f.name) for f in self.functions}
         self.resolved: dict[int, Weight | None] = {}
 
     def plan(self) -> MappingPlan:
@@ -177,7 +178,7 @@ class _Planner:
                     streams[name] = next(free)
                 facts["stream"] = streams[name]
         nodes = [NodePlan(**facts) for facts in decided]
-        for function in self.functions.values():
+        for function in self.functions:
             nodes.extend(self.function(function))
         return MappingPlan(tuple(nodes), streams, self.shapes)
 
@@ -256,7 +257,7 @@ class _Planner:
 
     def foreign(self, node: gs.Node) -> str:
         """Why a node of another domain is digital."""
-        if (node.domain, node.op) in self.functions:
+        if (node.domain, node.op) in self.called:
             return f"calls the local function {node.op!r}, which is listed node by node"
         if node.domain == "com.microsoft":
             return "operators of com.microsoft are not mapped"
@@ -266,7 +267,7 @@ class _Planner:
 
     def other(self, node: gs.Node) -> str:
         """Why a standard operator that is no Conv, Gemm or MatMul is digital."""
-        if ("", node.op) in self.functions:
+        if ("", node.op) in self.called:
             return self.foreign(node)
         if bodies(node):
             return "control flow; its body is listed node by node"

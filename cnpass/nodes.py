@@ -40,6 +40,17 @@ class _Source:
     unique: bool = True
 
 
+class Node(gs.Node):  # type: ignore[misc] # graphsurgeon has no types
+    """A node that equals itself alone.
+
+    graphsurgeon compares nodes by content, so that taking a node off a tensor takes off the first reader that
+    looks like it: another one where a body repeats the names of the graph around it.
+    """
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 def node_metadata(node: gs.Node) -> dict[str, str]:
     """The metadata_props of a node, to read and to edit; saved with the node."""
     return node.__dict__.setdefault("metadata", {})  # type: ignore[no-any-return] # graphsurgeon has no types
@@ -78,7 +89,7 @@ def _kind(attribute: AttributeProto) -> Any:
 
 def _editable(attribute: AttributeProto) -> bool:
     """Whether an attribute can be shown as a Python value and written back without loss."""
-    if attribute.ref_attr_name or _kind(attribute) not in _FIELDS:
+    if _kind(attribute) not in _FIELDS:
         return False
     try:
         for text in (attribute.s, *attribute.strings):
@@ -100,6 +111,23 @@ def _value(attribute: AttributeProto, folder: Path) -> Any:
     return [item.decode() if isinstance(item, bytes) else item for item in value]
 
 
+def check_node(proto: NodeProto) -> None:
+    """Check a node of a graph by itself.
+
+    Raises:
+        ModelError: an attribute refers to one of a function, which only nodes in functions may; else see
+            `operators.check`.
+    """
+    for attribute in proto.attribute:
+        if attribute.ref_attr_name:
+            name = proto.name or next(iter(proto.output), "")
+            raise ModelError(
+                f"node {name!r}: attribute {attribute.name!r} refers to attribute {attribute.ref_attr_name!r}"
+                " of a function, but the node is in none"
+            )
+    check(proto, {attribute.name: _kind(attribute) for attribute in proto.attribute})
+
+
 def tied_node(
     proto: NodeProto,
     inputs: Iterable[gs.Tensor],
@@ -118,11 +146,11 @@ def tied_node(
         unique: whether no other node has that name.
 
     Raises:
-        ModelError: it is no valid node; see `operators.check`.
+        ModelError: it is no valid node; see `check_node`.
     """
-    check(proto, {a.name: _kind(a) for a in proto.attribute if not a.ref_attr_name})
+    check_node(proto)
     attributes = {a.name: _value(a, folder) for a in proto.attribute if _editable(a)}
-    node = gs.Node(proto.op_type, proto.name, attributes, list(inputs), list(outputs), proto.domain)
+    node = Node(proto.op_type, proto.name, attributes, list(inputs), list(outputs), proto.domain)
     node.metadata = mapping(proto.metadata_props)
     node.source = _Source(
         proto,

@@ -51,12 +51,15 @@ _STANDARD = {
     "ConvTranspose": _Operator(2, _CONV),
     "DequantizeLinear": _Operator(2, _AXIS),
     "Einsum": _Operator(1, {"equation": (_TEXT,)}),
+    "Flatten": _Operator(1, _AXIS),
     "Gemm": _Operator(2, {"alpha": (_FLOAT,), "beta": (_FLOAT,), "transA": (_INT,), "transB": (_INT,)}),
     "Identity": _Operator(1),
     "MatMul": _Operator(2),
     "QuantizeLinear": _Operator(2, _AXIS),
     "Reshape": _Operator(1, {"shape": (_INTS,), "allowzero": (_INT,)}),
+    "Squeeze": _Operator(1, {"axes": (_INTS,)}),
     "Transpose": _Operator(1, {"perm": (_INTS,)}),
+    "Unsqueeze": _Operator(1, {"axes": (_INTS,)}),
 }
 _OWN = {
     ops.ANALOG_CONV: _Operator(4, _CONV | _ANALOG, empty=(2,)),

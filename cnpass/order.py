@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
 
-from onnx import NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
-from cnpass.nodes import subgraphs
+from cnpass.calls import is_followed
+from cnpass.errors import ModelError
+from cnpass.nodes import defined, subgraphs
+
+
+def check_order(model: ModelProto) -> None:
+    """Refuse nodes that wait for themselves, in any graph, body or function, so that following tensors ends.
+
+    Raises:
+        ModelError: a node reads what is computed from its own output; names it.
+    """
+    for nodes in (model.graph.node, *(f.node for f in model.functions if is_followed(f))):
+        _check(nodes)
+
+
+def _check(nodes: Sequence[NodeProto]) -> None:
+    for node in nodes:
+        for body in subgraphs(node):
+            _check(body.node)
+    before = _before(nodes)
+    if _is_sorted(before):
+        return
+    try:
+        TopologicalSorter(dict(enumerate(before))).prepare()
+    except CycleError as error:
+        node = nodes[error.args[1][0]]
+        name = node.name or next(iter(node.output), "")
+        raise ModelError(f"node {name!r} reads what is computed from its own output") from None
 
 
 def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
@@ -15,9 +43,8 @@ def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     Args:
         nodes: in any order. Of nodes that read from each other in a circle one comes first all the same.
     """
-    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
-    before = [sorted({makers[name] for name in _reads(node) if name in makers}) for node in nodes]
-    if all(max(places, default=-1) < place for place, places in enumerate(before)):
+    before = _before(nodes)
+    if _is_sorted(before):
         return list(nodes)
     ordered: list[NodeProto] = []
     state = [iter(places) for places in before]
@@ -35,10 +62,24 @@ def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     return ordered
 
 
+def _before(nodes: Sequence[NodeProto]) -> list[list[int]]:
+    """The places of the nodes that each node reads from."""
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    return [sorted({makers[name] for name in _reads(node) if name in makers}) for node in nodes]
+
+
+def _is_sorted(before: Sequence[Sequence[int]]) -> bool:
+    return all(max(places, default=-1) < place for place, places in enumerate(before))
+
+
 def _reads(node: NodeProto) -> Iterator[str]:
-    """Names that a node or its bodies read; some are the bodies' own."""
+    """Names that a node and its bodies read from the graph around."""
     yield from node.input
     for body in subgraphs(node):
-        yield from (value.name for value in body.output)
-        for inner in body.node:
-            yield from _reads(inner)
+        yield from _captured(body)
+
+
+def _captured(body: GraphProto) -> set[str]:
+    """Names that a body reads and does not define."""
+    read = {name for node in body.node for name in _reads(node)}
+    return (read | {value.name for value in body.output}) - set(defined(body))

@@ -27,7 +27,7 @@ RANDOM = frozenset(
 )
 """Standard operators whose results are drawn."""
 _DEEPEST = 64
-"""Nodes that are followed one after the other, or inside each other; more are a cycle, or no weight."""
+"""Identity nodes followed one after the other, or constants inside each other; more are no weight."""
 _MOVED_INTO_PERM = frozenset({"Identity", "Transpose"})
 """Nodes that an analog op does without: it reads the weight as it is stored, with a permutation."""
 _COPIES = frozenset({"Identity", "Cast"})
@@ -190,11 +190,7 @@ def _trace(tensor: gs.Tensor, depth: int = 0) -> _Trace | None:
     if depth > _DEEPEST:
         return None
     path: list[gs.Node] = []
-    seen: set[int] = set()
     while (node := _producer(tensor)) is not None and node.op in _FOLLOW and node.inputs:
-        if id(node) in seen:  # a cycle: no valid model
-            return None
-        seen.add(id(node))
         path.insert(0, node)
         tensor = node.inputs[0]
     trace = _root(tensor)

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
 from cnpass.errors import ModelError
-from cnpass.nodes import node_metadata, node_proto
+from cnpass.nodes import label, node_metadata, node_proto
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 
@@ -39,6 +39,20 @@ def first_sample_slot(node: gs.Node) -> int:
     return 4 if node.op == ops.ANALOG_CONV else 3
 
 
+def weight_perm(node: gs.Node) -> tuple[int, ...]:
+    """How the axes of the stored weight of an analog node are permuted; the identity if it does not say.
+
+    Raises:
+        ModelError: it is no permutation; names the node.
+    """
+    kernel = len(node.attrs.get("kernel_shape", ())) if node.op == ops.ANALOG_CONV else 0
+    perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(2 + kernel)))
+    rank = max(3, len(perm)) if node.op == ops.ANALOG_CONV else 2
+    if ops.WEIGHT_PERM in node.attrs and sorted(perm) != list(range(rank)):
+        raise ModelError(f"node {label(node)!r}: {ops.WEIGHT_PERM} {list(perm)} fits no {node.op}")
+    return perm
+
+
 def selector(document: Document, key: str, name: str) -> gs.Tensor:
     """A new scalar by which callers select something, such as the chip; the metadata `key` names it.
 
@@ -59,10 +73,10 @@ def drop_selector(document: Document, name: str) -> None:
     document.graph.inputs[:] = [tensor for tensor in document.graph.inputs if tensor.name != name]
 
 
-def mark(node: gs.Node, step: str, label: str, op_type: str, role: str) -> gs.Node:
+def mark(node: gs.Node, step: str, name: str, op_type: str, role: str) -> gs.Node:
     """Write into a node's metadata which pass made it, of what, and what it is; returns the node."""
     node_metadata(node).update(
-        {ops.META_PASS: step, ops.META_NAME: label, ops.META_OP_TYPE: op_type, ops.META_ROLE: role}
+        {ops.META_PASS: step, ops.META_NAME: name, ops.META_OP_TYPE: op_type, ops.META_ROLE: role}
     )
     return node
 

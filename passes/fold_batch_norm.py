@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from cnpass.constants import StoredConstant
 from cnpass.document import Document
-from cnpass.nodes import label, node_metadata
+from cnpass.nodes import Node, label, node_metadata
 from cnpass.passes import analog
 from cnpass.passes.base import PASS_CONFIG, Pass, PassResult
 from cnpass.shapes import Shapes, infer
@@ -194,9 +194,7 @@ class _Folder:
             middle = norm.inputs[0]
             place = next(i for i, node in enumerate(self.document.graph.nodes) if node is norm)
             analog.detach(norm)
-            self.document.graph.nodes[place] = add = gs.Node(
-                "Add", norm.name, {}, [middle, constant], [output]
-            )
+            self.document.graph.nodes[place] = add = Node("Add", norm.name, {}, [middle, constant], [output])
             node_metadata(add).update(node_metadata(norm))
             return
         analog.detach(norm)

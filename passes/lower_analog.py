@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import ChainMap, Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
@@ -17,7 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from cnpass.collector import paused_collection
 from cnpass.document import Document
-from cnpass.nodes import bodies, label, node_metadata, scope, tied_node
+from cnpass.errors import ModelError
+from cnpass.mapping import STANDARD
+from cnpass.nodes import Node, bodies, check_node, label, node_metadata, scope, tied_node
 from cnpass.passes import analog
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -27,6 +28,7 @@ from cnpass.passes.base import (
     PassResult,
 )
 from cnpass.runtime import ops
+from cnpass.texts import check_texts
 from cnpass.weights import resolve
 
 
@@ -121,7 +123,7 @@ class _Lowering:
         """Replace one analog node; returns the new node and whether it is the source node come back."""
         group = self.group(node)
         weight = _uncast(node.inputs[1])
-        perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(2 + len(node.attrs.get("kernel_shape", ())))))
+        perm = analog.weight_perm(node)
         if group is None:
             return self.plain(node, perm), False
         operand, turned = self.operand(group.source, node)
@@ -161,11 +163,8 @@ class _Lowering:
 
     def group(self, node: gs.Node) -> _Group | None:
         """The parts around an analog node, if they are as they were written."""
-        try:
-            source = NodeProto.FromString(
-                base64.b64decode(node_metadata(node)[ops.META_SOURCE], validate=True)
-            )
-        except (KeyError, binascii.Error, DecodeError):
+        source = _recorded(node)
+        if source is None:
             return None
         waiting = self.parts.get(label(node), [])
         parts: list[gs.Node] = []
@@ -173,15 +172,22 @@ class _Lowering:
         def is_part(candidate: gs.Node) -> bool:
             return any(candidate is part for part in waiting)
 
-        def back(tensor: gs.Tensor) -> gs.Tensor:
+        def chain(tensor: gs.Tensor, sides: list[gs.Tensor]) -> gs.Tensor:
             while len(tensor.inputs) == 1 and is_part(tensor.inputs[0]) and len(tensor.outputs) == 1:
-                parts.append(tensor.inputs[0])
-                if not tensor.inputs[0].inputs:
+                part = tensor.inputs[0]
+                parts.append(part)
+                if not part.inputs:
                     break
-                for side in tensor.inputs[0].inputs[1:]:
-                    back(side)
-                tensor = tensor.inputs[0].inputs[0]
+                sides.extend(part.inputs[1:])
+                tensor = part.inputs[0]
             return tensor
+
+        def back(tensor: gs.Tensor) -> gs.Tensor:
+            sides: list[gs.Tensor] = []
+            end = chain(tensor, sides)
+            while sides:
+                chain(sides.pop(), sides)
+            return end
 
         bias = gs.Variable.empty()
         x = back(node.inputs[0])
@@ -195,8 +201,7 @@ class _Lowering:
                 end = back(side)
                 bias = end if part.op == "Add" else bias
             y = part.outputs[0]
-        complete = len(parts) == len(waiting) and source.op_type in ("Conv", "Gemm", "MatMul")
-        return _Group(source, parts, x, bias, y) if complete else None
+        return _Group(source, parts, x, bias, y) if len(parts) == len(waiting) else None
 
     def plain(self, node: gs.Node, perm: tuple[int, ...]) -> gs.Node:
         """Replace the analog node alone, by Conv or MatMul."""
@@ -208,7 +213,7 @@ class _Lowering:
         inputs, outputs = [node.inputs[0], weight, *rest], list(node.outputs)
         kept = {k: v for k, v in node_metadata(node).items() if not k.startswith("cnpass.")}
         analog.detach(node)
-        lowered = gs.Node("Conv" if convolution else "MatMul", node.name, attributes, inputs, outputs)
+        lowered = Node("Conv" if convolution else "MatMul", node.name, attributes, inputs, outputs)
         node_metadata(lowered).update(kept)
         self.replaced[id(node)] = [*before, lowered]
         return lowered
@@ -218,7 +223,7 @@ class _Lowering:
         if perm == tuple(range(len(perm))):
             return weight
         output = gs.Variable(self.document.fresh(f"{weight.name}.transposed"))
-        nodes.append(gs.Node("Transpose", "", {"perm": list(perm)}, [weight], [output]))
+        nodes.append(Node("Transpose", "", {"perm": list(perm)}, [weight], [output]))
         return output
 
     def finish(self) -> None:
@@ -242,6 +247,19 @@ def _mark(node: gs.Node, copies: int) -> None:
     metadata.pop(ops.META_COPIES, None)
     if copies > 1:
         metadata[ops.META_COPIES] = str(copies)
+
+
+def _recorded(node: gs.Node) -> NodeProto | None:
+    """The source node that map-crossbar noted in an analog node; None if what is there now is none."""
+    try:
+        record = base64.b64decode(node_metadata(node).get(ops.META_SOURCE, ""), validate=True)
+        source = NodeProto.FromString(record)
+        check_texts(source)
+        check_node(source)
+    except (ValueError, DecodeError, ModelError):
+        return None
+    product = source.domain in STANDARD and source.op_type in ("Conv", "Gemm", "MatMul")
+    return source if product else None
 
 
 def _makes_weight(node: gs.Node) -> bool:

@@ -16,7 +16,7 @@ from cnpass.collector import paused_collection
 from cnpass.document import Document
 from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan
-from cnpass.nodes import key, label, node_metadata, node_proto, scope
+from cnpass.nodes import Node, key, label, node_metadata, node_proto, scope
 from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -239,7 +239,7 @@ class _Writer:
             attributes[ops.WEIGHT_PERM] = list(product.perm)
         if product.copies > 1:
             attributes[ops.COPIES] = product.copies
-        node = gs.Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
+        node = Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
         node.scope = scope(self.source)
         node_metadata(node).update(node_metadata(self.source))
         node_metadata(node).pop(ops.META_COPIES, None)  # the attribute says it
@@ -257,7 +257,7 @@ class _Writer:
         place = id(stored), scope(self.source)
         if place not in self.casts:
             cast = gs.Variable(self.document.fresh(f"{stored.name}.float32"))
-            node = gs.Node("Cast", "", {"to": self.type(np.float32)}, [stored], [cast])
+            node = Node("Cast", "", {"to": self.type(np.float32)}, [stored], [cast])
             self.nodes.append(analog.mark(node, self.step.name, product.weight.key, "Cast", ops.ROLE_DIGITAL))
             self.casts[place] = cast
         return self.casts[place]
@@ -271,7 +271,7 @@ class _Writer:
 
     def digital(self, op: str, inputs: list[gs.Tensor], suffix: str, **attributes: Any) -> gs.Tensor:
         """A standard operator beside the analog node."""
-        node = gs.Node(op, self.name(suffix), attributes, inputs, [self.variable(suffix)])
+        node = Node(op, self.name(suffix), attributes, inputs, [self.variable(suffix)])
         self.nodes.append(
             analog.mark(node, self.step.name, self.entry.label, self.source.op, ops.ROLE_DIGITAL)
         )
@@ -325,5 +325,4 @@ def _level(document: Document) -> None:
                 node.attrs.setdefault(ops.COPIES, 1)
         if any(ops.WEIGHT_PERM in node.attrs for node in nodes):
             for node in nodes:
-                rank = 2 + len(node.attrs.get("kernel_shape", ()))
-                node.attrs.setdefault(ops.WEIGHT_PERM, list(range(rank)))
+                node.attrs.setdefault(ops.WEIGHT_PERM, list(analog.weight_perm(node)))

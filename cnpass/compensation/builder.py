@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.compensation.site import Site
 from cnpass.document import Document
-from cnpass.nodes import node_metadata
+from cnpass.nodes import Node, node_metadata
 from cnpass.runtime import ops
 
 _AXES_AS_INPUT = 18
@@ -68,7 +68,7 @@ class Builder:
     def node(self, op: str, inputs: list[gs.Tensor], name: str, **attributes: Any) -> gs.Variable:
         """Add a node; return its output."""
         output = gs.Variable(self._name(name), dtype=self.site.dtype)
-        node = gs.Node(op, output.name, attributes, inputs, [output])
+        node = Node(op, output.name, attributes, inputs, [output])
         node_metadata(node).update(self._metadata)
         self.nodes.append(node)
         return output

@@ -96,6 +96,8 @@ def test_names_defined_twice(build):
         (helper.make_node("MatMul", ["x", "w"], []), "MatMul needs 2 input"),
         (helper.make_node("Conv", ["x", "w"], ["y"], group=[1]), "attribute 'group' of Conv must be INT"),
         (helper.make_node("Gemm", ["x", "w"], ["y"], alpha="a"), "attribute 'alpha' of Gemm must be FLOAT"),
+        (helper.make_node("Flatten", ["x"], ["y"], axis="a"), "attribute 'axis' of Flatten must be INT"),
+        (helper.make_node("Squeeze", ["x"], ["y"], axes=1), "attribute 'axes' of Squeeze must be INTS"),
         (helper.make_node("Cast", ["x"], ["y"], to=1.5), "'to' of Cast must be INT or STRING"),
         (helper.make_node("AnalogConv", ["x", "w", ""], ["y"], domain="ai.cnpass"), "AnalogConv needs 4"),
     ],
@@ -131,6 +133,108 @@ def test_functions_that_never_end(build):
     with pytest.raises(ModelError, match="deep"):
         Document.from_proto(calls(build, ["Relu"], *([f"f{i}"] for i in range(80))))
     Document.from_proto(calls(build, ["Relu"], ["f0", "f0"], ["f1", "f0"]))
+
+
+def test_attributes_of_no_function(build):
+    node = helper.make_node("LeakyRelu", ["x"], ["y"])
+    node.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    with pytest.raises(ModelError, match="node 'y': attribute 'alpha' refers to attribute 'slope' of a func"):
+        Document.from_proto(build([node]))
+
+
+def test_functions_of_one_name(build):
+    model = calls(build, ["Relu"], ["f0"])
+    model.functions.append(model.functions[0])
+    with pytest.raises(ModelError, match="two local functions of domain 'local' are named 'f0'"):
+        Document.from_proto(model)
+
+
+def test_functions_that_differ_in_overload(build):
+    model = calls(build, ["MatMul"], ["f0"])
+    model.ir_version = 10
+    for function, overload in zip(model.functions, ("inner", "outer"), strict=True):
+        function.name, function.overload = "f", overload
+    for node, overload in ((model.functions[1].node[0], "inner"), (model.graph.node[0], "outer")):
+        node.op_type, node.overload = "f", overload
+    labels = [node.label for node in plan(Document.from_proto(model)).nodes]
+    assert labels == ["y", "f/q", "f/q"]
+
+
+def wait(build, *nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """A model of these nodes, with the weights `flag` and `w`."""
+    return build(list(nodes), {"flag": np.array(True), "w": np.ones((4, 4), np.float32)})
+
+
+def conditional(read: str, written: str, local: str = "inner") -> onnx.NodeProto:
+    """An If whose bodies read one tensor from around them."""
+    graphs = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node("Relu", [read], [local], name="relu")],
+            side,
+            [],
+            [helper.make_tensor_value_info(local, onnx.TensorProto.FLOAT, None)],
+        )
+        for side in ("then", "else")
+    }
+    return helper.make_node("If", ["flag"], [written], name="if", **graphs)
+
+
+def test_nodes_that_wait_for_themselves(build):
+    straight = helper.make_node("Neg", ["x"], ["y"])
+    loop = [helper.make_node("Add", ["x", "b"], ["a"], "add"), helper.make_node("Neg", ["a"], ["b"], "neg")]
+    through = [conditional("b", "a"), helper.make_node("Neg", ["a"], ["b"], "neg")]
+    inside = [conditional("inner", "a")]
+    for nodes, names in ((loop, "add|neg"), (through, "if|neg"), (inside, "relu")):
+        with pytest.raises(ModelError, match=f"node '({names})' reads what is computed from its own output"):
+            Document.from_proto(wait(build, *nodes, straight))
+    function = calls(build, ["Relu"])
+    function.functions[0].node[0].input[0] = "q"
+    with pytest.raises(ModelError, match="node 'q' reads what is computed from its own output"):
+        Document.from_proto(function)
+
+
+def test_nodes_may_stand_in_any_order(build):
+    unsorted = [helper.make_node("Neg", ["a"], ["y"]), helper.make_node("Relu", ["x"], ["a"])]
+    Document.from_proto(wait(build, *unsorted))
+    # What a body calls its own tensors does not matter to the graph around it.
+    Document.from_proto(wait(build, conditional("x", "a", local="y"), helper.make_node("Neg", ["a"], ["y"])))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"MatMul", r"node 'mul': NodeProto.op_type is not UTF-8 text: b'\\xffatMul'"),
+        (b"mul", r"node b'\\xfful': NodeProto.name is not UTF-8 text"),
+        (b"weight", r"node 'mul': NodeProto.input is not UTF-8 text"),
+        (b"author", r"StringStringEntryProto.key is not UTF-8 text"),
+        (b"where.bin", r"tensor 't': StringStringEntryProto.value is not UTF-8 text"),
+        (b"learnt", r"tensor 't': TensorProto.doc_string is not UTF-8 text"),
+        (b"batch", r"Dimension.dim_param is not UTF-8 text"),
+    ],
+)
+def test_texts_that_are_not_utf8(tmp_path, build, text, message):
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["y"], "mul")]
+    model = build(nodes, {"t": np.ones(4, np.float32)}, inputs={"x": ["batch", 4]})
+    model.graph.initializer[0].external_data.add(key="location", value="where.bin")
+    model.graph.initializer[0].doc_string = "learnt"
+    model.metadata_props.add(key="author", value="someone")
+    data = model.SerializeToString()
+    assert text in data
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(data.replace(text, b"\xff" + text[1:]))
+    with pytest.raises(ModelError, match=f"{path}: {message}"):
+        Document.load(path)
+
+
+def test_descriptions_may_hold_any_bytes(tmp_path, build):
+    model = build([helper.make_node("Relu", ["x"], ["y"], doc_string="why not")])
+    model.producer_name, model.graph.doc_string = "someone", "what for"
+    data = model.SerializeToString(deterministic=True)
+    for text in (b"why not", b"someone", b"what for"):
+        data = data.replace(text, b"\xff" + text[1:])
+    (tmp_path / "odd.onnx").write_bytes(data)
+    document = Document.load(tmp_path / "odd.onnx")
+    assert document.to_proto().SerializeToString(deterministic=True) == data
 
 
 def test_other_operators_are_not_judged(build):

@@ -171,7 +171,6 @@ def test_bfloat16_is_floating_point(build):
         [helper.make_node("Unsqueeze", ["r", "seven"], ["w"])],
         [helper.make_node("Unsqueeze", ["r", "dynamic"], ["w"])],
         [helper.make_node("Cast", ["r"], ["w"], to=4711)],
-        [helper.make_node("Identity", ["w2"], ["w"]), helper.make_node("Identity", ["w"], ["w2"])],
         [helper.make_node("DequantizeLinear", ["q", "dynamic"], ["w"])],
         [helper.make_node("Transpose", ["r"], ["w"], domain="else.where")],
     ],

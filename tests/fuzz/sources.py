@@ -50,7 +50,10 @@ def hidden() -> onnx.ModelProto:
         helper.make_node("DequantizeLinear", ["q", "scale"], ["d"], axis=1),
         helper.make_node("MatMul", ["x", "d"], ["a"], "first"),
         helper.make_node("Cast", ["half"], ["f"], to=F),
-        helper.make_node("Reshape", ["f", "square"], ["m"]),
+        helper.make_node("Unsqueeze", ["f", "last"], ["u"]),
+        helper.make_node("Flatten", ["u"], ["o"], axis=0),
+        helper.make_node("Squeeze", ["o", "first"], ["s"]),
+        helper.make_node("Reshape", ["s", "square"], ["m"]),
         helper.make_node("Transpose", ["m"], ["t"], perm=[1, 0]),
         helper.make_node("MatMul", ["a", "t"], ["b"], "second"),
         helper.make_node(
@@ -61,7 +64,8 @@ def hidden() -> onnx.ModelProto:
         helper.make_node("Gemm", ["left", "c", ""], ["y"], transA=1),
     ]
     weights = {"q": np.ones((4, 4), np.int8), "scale": _weight(4), "half": _weight(16).astype(np.float16)}
-    model = _model(nodes, weights | {"square": np.int64([4, 4])}, [4, 4], opset=13)
+    weights |= {"square": np.int64([4, 4]), "first": np.int64([0]), "last": np.int64([-1])}
+    model = _model(nodes, weights, [4, 4], opset=13)
     values = numpy_helper.from_array(np.float32([5]), "sparse")
     indices = numpy_helper.from_array(np.int64([2]), "")
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))

@@ -12,6 +12,7 @@ from cnpass.document import Document
 from cnpass.inspection import inspect
 from cnpass.mapping import plan
 from cnpass.passes import Pipeline
+from cnpass.passes.analog import analog_nodes
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.pipeline import Verifying
 from cnpass.runtime.session import Session
@@ -145,6 +146,23 @@ def test_weights_of_bodies_are_trained_and_written_back(flow):
             tolerance = 1e-5 if a.dtype == np.float32 else 2e-2
             np.testing.assert_allclose(a, b.detach().numpy(), rtol=tolerance, atol=tolerance)
     assert all(weight.grad is not None for weight in module.weights.values())
+
+
+def test_a_body_repeats_a_node_of_the_graph_around_it(build, weight):
+    """ONNX wants other names; nodes that look the same must not be taken for each other all the same."""
+    same = helper.make_node("MatMul", ["x", "w"], ["y"], name="call")
+    bodies = {
+        f"{side}_branch": helper.make_graph([same], side, [], [value("y")]) for side in ("then", "else")
+    }
+    nodes = [helper.make_node("If", ["flag"], ["h"], name="if", **bodies), same]
+    model = build(nodes, {"w": weight(4, 4), "flag": np.array(True)}, outputs=("y", "h"))
+    document = Document.from_proto(model)
+    Pipeline.parse("map-crossbar").run(document, [Verifying()])
+    assert len(plan(document).analog) == 3
+    readers = document.tensors()["x"].outputs
+    assert {id(node) for node in readers} == {id(node) for node in analog_nodes(document)}
+    Pipeline.parse("lower-analog{mark=false}").run(document, [Verifying()])
+    assert serialized(document.to_proto()) == serialized(model)
 
 
 def dense(function: str, *more: onnx.NodeProto) -> onnx.FunctionProto:

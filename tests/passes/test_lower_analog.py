@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -9,6 +11,7 @@ import pytest
 from onnx import helper
 
 from cnpass.document import Document, node_metadata
+from cnpass.errors import ModelError
 from cnpass.nodes import label
 from cnpass.passes import Pipeline
 from cnpass.passes.analog import analog_nodes
@@ -123,7 +126,19 @@ def test_without_the_record_of_the_source(case, plain):
     np.testing.assert_allclose(plain(lowered(document), x), before, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("record", ["", "no base64!", "AAAA", "Q29udg=="])
+def record(*inputs: str, domain: str = "", name: str = "fc") -> str:
+    """A record of a source node of type Gemm."""
+    node = onnx.NodeProto(op_type="Gemm", input=inputs, output=["y"], name=name, domain=domain)
+    return base64.b64encode(node.SerializeToString().replace(b"???", b"\xff\xfe\xfd")).decode()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "no base64!", "über", "AAAA", "Q29udg=="),
+        *(record("x"), record("x", "w", domain="other"), record("x", "w", name="???")),
+    ],
+)
 def test_a_broken_record_of_the_source(gemm, weight, record):
     document = Document.from_proto(gemm)
     MAP.run(document)
@@ -132,6 +147,33 @@ def test_a_broken_record_of_the_source(gemm, weight, record):
     x = weight(4, 3)
     before = run(document, x)
     np.testing.assert_allclose(run(lowered(document), x), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("perm", [[], [0], [0, 0], [1, 2], [0, 1, 2]])
+def test_a_permutation_that_is_none(gemm, perm):
+    document = Document.from_proto(gemm)
+    MAP.run(document)
+    [node] = analog_nodes(document)
+    node.attrs[ops.WEIGHT_PERM] = perm
+    with pytest.raises(ModelError, match=r"node 'fc': .* fits no AnalogMatMul"):
+        LOWER.run(document)
+
+
+def test_a_long_chain_of_parts(gemm):
+    """Nodes that claim to be parts, each the side input of the next: more than Python's stack would hold."""
+    document = Document.from_proto(gemm)
+    MAP.run(document)
+    [part] = [node for node in document.graph.nodes if node.op == "Add"]
+    tensor, nodes = part.inputs[1], []
+    for number in range(2000):
+        made = gs.Variable(f"link {number}")
+        nodes.append(gs.Node("Add", "", {}, [gs.Constant(f"zero {number}", np.float32([0])), tensor], [made]))
+        node_metadata(nodes[-1]).update(node_metadata(part))
+        tensor = made
+    part.inputs[1] = tensor
+    place = next(i for i, node in enumerate(document.graph.nodes) if node is part)
+    document.graph.nodes[place:place] = nodes
+    assert [node.op for node in lowered(document).graph.nodes] == ["Gemm", "Relu"]
 
 
 def test_another_weight_came_in(gemm, weight):
