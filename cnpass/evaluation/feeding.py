@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -59,6 +60,52 @@ def first_outputs(
     Raises:
         ModelError: it is no tensor of numbers.
     """
+    for samples, run, output in _runs(session, inputs, feed, chip):
+        yield output if samples == run else output[: samples * (len(output) // run)]
+
+
+def sample_outputs(
+    session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int = -1
+) -> Iterator[Array]:
+    """First output of the model for the samples of each run, as `by_sample` arranges it.
+
+    Raises:
+        ModelError: it is no tensor of numbers, or its shape depends on what is in a sample.
+    """
+    shape: tuple[int, ...] | None = None
+    for samples, run, output in _runs(session, inputs, feed, chip):
+        arranged = by_sample(output, run)[:samples]
+        shape = arranged.shape[1:] if shape is None else shape
+        if arranged.shape != (samples, *shape):
+            raise ModelError(
+                f"the model's first output '{session.outputs[0]}' has shape {list(output.shape)} for "
+                f"{samples} samples and {list(shape)} for another one, so there are no figures to take of it"
+            )
+        yield arranged
+
+
+def by_sample(output: Any, samples: int) -> Any:
+    """The output of one run with samples along the first axis.
+
+    Rows of a sample that the model folds into the first axis get an axis of their own; so does an output
+    without an axis of samples if there is one sample. Other shapes stay as they are.
+
+    Args:
+        output: an array or a torch tensor.
+        samples: how many the run had.
+    """
+    shape = tuple(output.shape)
+    if not shape:
+        return output.reshape(1)
+    if shape[0] == samples or shape[0] % samples:
+        return output
+    return output.reshape(samples, shape[0] // samples, *shape[1:])
+
+
+def _runs(
+    session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int
+) -> Iterator[tuple[int, int, Array]]:
+    """For each run how many samples it is for, how many it has, and the first output."""
     for taken, feeds in feed.runs(inputs):
         output = session.run(feeds, chip=chip, first_sample=taken.start)[0]
         dtype = getattr(output, "dtype", None)  # sequences and maps have none
@@ -67,37 +114,7 @@ def first_outputs(
                 f"the model's first output '{session.outputs[0]}' is no tensor of numbers, which is what "
                 "figures are taken of; list another output first"
             )
-        samples, run = taken.stop - taken.start, len(next(iter(feeds.values())))
-        yield output if samples == run else output[: samples * (len(output) // run)]
-
-
-def sample_outputs(
-    session: Session, inputs: Mapping[str, Array], feed: Feed, chip: int = -1
-) -> Iterator[Array]:
-    """First output of the model for each run, as [samples, ...] whatever way the model arranges it.
-
-    Rows of a sample that the model folds into the first axis, and outputs without an axis of samples where
-    these run one by one, get an axis of their own.
-
-    Raises:
-        ModelError: it is no tensor of numbers, or its shape depends on what is in a sample.
-    """
-    runs = feed.runs(inputs)
-    shape: tuple[int, ...] | None = None
-    for (taken, _), output in zip(runs, first_outputs(session, inputs, feed, chip), strict=True):
-        samples = taken.stop - taken.start
-        arranged = output
-        if not output.ndim:
-            arranged = output[None]
-        elif len(output) != samples and len(output) % samples == 0:
-            arranged = output.reshape(samples, len(output) // samples, *output.shape[1:])
-        shape = arranged.shape[1:] if shape is None else shape
-        if (len(arranged), *shape) != (samples, *arranged.shape[1:]):
-            raise ModelError(
-                f"the model's first output '{session.outputs[0]}' has shape {list(output.shape)} for "
-                f"{samples} samples and {list(shape)} for another one, so there are no figures to take of it"
-            )
-        yield arranged
+        yield taken.stop - taken.start, len(next(iter(feeds.values()))), output
 
 
 def open_session(document: Document, folder: Path, name: str) -> Session:

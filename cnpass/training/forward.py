@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cnpass.data import Split
+from cnpass.evaluation.feeding import by_sample
 from cnpass.training.lift import Lifted
 
 
@@ -63,9 +64,9 @@ class Forward:
                 max=total - 1
             )
             output = self._first(samples.take(index), weights)
-            outputs.append(output[: min(self.rows, total - start)])
+            outputs.append(output[: total - start])
         return torch.cat(outputs)
 
     def _first(self, samples: Samples, weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-        outputs: tuple[torch.Tensor, ...] = self.module(*samples.inputs, weights=weights)
-        return outputs[0]
+        output: torch.Tensor = by_sample(self.module(*samples.inputs, weights=weights)[0], len(samples))
+        return output

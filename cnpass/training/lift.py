@@ -187,6 +187,7 @@ class _Compiler:
         values: Every tensor that is known at lift time.
         roots: Floating constants that may be trained.
         keys: Root of every tensor that is a live view of one.
+        opaque: Constants of types that torch has not; they are problems where something reads them.
         depends: Roots that every tensor made of constants alone depends on.
         problems: Operators without a rule, with the node's reason where there is one.
         parameters: Roots that a layer or arithmetic operator consumes.
@@ -198,6 +199,7 @@ class _Compiler:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     roots: set[str] = field(default_factory=set)
     keys: dict[str, str] = field(default_factory=dict)
+    opaque: dict[str, str] = field(default_factory=dict)
     depends: dict[str, frozenset[str]] = field(default_factory=dict)
     problems: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
@@ -213,6 +215,7 @@ class _Compiler:
             self.problems.add(f"sparse initializer {sparse.values.name}")
         for node in in_order(proto.node):
             self._node(node, result)
+        self.problems.update(self.opaque[name] for name in result.outputs if name in self.opaque)
         read = {name for step in result.steps for name in step.inputs} | set(result.outputs)
         made = {name for step in result.steps for name in step.outputs}
         result.fixed = {n: self.values[n] for n in read if n in self.values and n not in made}
@@ -220,7 +223,7 @@ class _Compiler:
 
     def _constant(self, name: str, value: torch.Tensor | None, what: str) -> None:
         if value is None:
-            self.problems.add(f"{what} (element type)")
+            self.opaque[name] = f"{what} (element type)"
             return
         self.values[name] = value
         if value.is_floating_point() and bool(torch.isfinite(value).all()):
@@ -236,6 +239,7 @@ class _Compiler:
             self.problems.add(name)
             return
         blocks, captures = self._blocks(proto)
+        self.problems.update(self.opaque[i] for i in (*proto.input, *captures) if i in self.opaque)
         node = Node(
             op_type=proto.op_type,
             opset=opset,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from cnpass.data import Split
@@ -13,6 +14,8 @@ from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.feeding import arrange, open_session, sample_outputs
+from cnpass.training.forward import Forward, Samples
+from cnpass.training.lift import lift
 
 W = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((5, 2, 4)).astype(np.float32)
@@ -56,6 +59,9 @@ def test_outputs_by_sample(tmp_path: Path, tail, batch, expected) -> None:
     session = open_session(document, tmp_path, "model")
     found = np.concatenate(list(sample_outputs(session, {"x": X}, feed)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    forward = Forward(lift(document), feed.batch if feed.padded or feed.batch == 1 else None)
+    lifted = forward(Samples((torch.from_numpy(X),)))
+    np.testing.assert_allclose(lifted.detach().numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,18 @@ def test_what_is_computed_of_a_trained_weight_follows_it(make, ort) -> None:
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_constants_of_types_that_torch_has_not_matter_where_read(make, read: bool) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if read:
+        nodes.append(helper.make_node("Identity", ["names"], ["z"]))
+    model = make(nodes, {"x": (F, ["n", 4])}, ["y"], {"w": _random((4, 3))})
+    names = numpy_helper.from_array(np.array(["a", "b"], object), "names")
+    model.graph.initializer.append(names)
+    problems = ["initializer names (element type)"] if read else []
+    assert unsupported(Document.from_proto(model)) == problems
+
+
 @pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
 def test_convolutions_over_many_axes_have_no_rule(make, op: str) -> None:
     node = helper.make_node(op, ["x", "w"], ["y"], "c")
