@@ -31,6 +31,54 @@ struct RandomKernels {
                     float* out);
 };
 
+// Lowest and highest conductance in uS.
+struct Span {
+  float low;
+  float high;
+};
+
+// Constants of the formulas of runtime/devices/{conductance,pcm,reram}.py.
+struct LevelsFormula {
+  Span span;
+  float steps;
+  float noise;
+};
+
+struct PcmFormula {
+  Span span;
+  float coefficients[4];
+  float noise;
+  float drift;
+  float log_time;
+  float read;
+};
+
+struct ReramFormula {
+  Span span;
+  float coefficients[5];
+  float noise;
+  float shift;
+  float relaxation;
+};
+
+// The same bits on every instruction set. The first three give the conductances of devices whose targets lie
+// at `ratio` between the lowest and the highest, all at the lowest if it is null; the other arrays are
+// standard normals.
+struct PairKernels {
+  void (*levels)(const LevelsFormula& formula, const float* ratio, const float* programming, size_t count,
+                 float* out);
+  void (*pcm)(const PcmFormula& formula, const float* ratio, const float* programming, const float* drift,
+              const float* slow, size_t count, float* out);
+  void (*reram)(const ReramFormula& formula, const float* ratio, const float* programming,
+                const float* relaxation, size_t count, float* out);
+  // Where the targets of weights lie; `scale` is the full scale of each.
+  void (*ratios)(const float* weight, const float* scale, size_t count, float* out);
+  // The weights that pairs hold, from the conductances of the devices on the side of their sign, in `out`,
+  // and those of the others.
+  void (*differences)(const float* weight, const float* scale, const float* idle, float range, float gain,
+                      size_t count, float* out);
+};
+
 // Values of one sum that are added up before the sum so far is touched. Part of the numerics: an output is
 // ((block 0) + block 1) + ..., whatever the batch, the threads or the instruction set.
 constexpr int64_t kDepthBlock = 256;
@@ -92,6 +140,7 @@ constexpr int64_t kSlack = 64;  // at least tile_columns of every instruction se
 struct Kernels {
   const char* name;
   const RandomKernels& random;
+  const PairKernels& pairs;
   const MatrixKernels& matrix;
 };
 
