@@ -146,7 +146,7 @@ class Case:
         names = [*self.attributes, *PERIPHERY, *OTHERS, *(OF_CONV if self.conv else ())]
         name = self.pick(names)
         old = self.attributes.get(name)
-        if isinstance(old, list) and self.chance(0.6):
+        if isinstance(old, list) and all(isinstance(v, int) for v in old) and self.chance(0.6):
             new = [self.pick(INTEGERS) if self.chance(0.5) else v for v in old]
             self.attributes[name] = [*new, 1] if self.chance(0.2) else new
         elif isinstance(old, float) and self.chance(0.6):
