@@ -80,7 +80,8 @@ def _sort(raw: RawData) -> tuple[dict[str, Part], list[str]]:
             part.x[match["input"] or ""] = array
     if not any(part.x for part in parts.values()):
         raise DataError(
-            f"{raw.name}: has none of the arrays {NAMES} (it has: {', '.join(raw.arrays) or 'none'})"
+            f"{raw.name}: has none of the arrays {NAMES} (it has: {', '.join(raw.arrays) or 'none'}); "
+            "for several inputs they are x_train.NAME and so on"
         )
     _check(raw, parts)
     return parts, ignored

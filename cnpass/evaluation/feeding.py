@@ -69,17 +69,20 @@ def sample_outputs(
 ) -> Iterator[Array]:
     """First output of the model for the samples of each run, as `by_sample` arranges it.
 
+    Of an output without an axis of samples a whole run is one row, samples that only fill up included.
+
     Raises:
         ModelError: it is no tensor of numbers, or its shape depends on what is in a sample.
     """
     shape: tuple[int, ...] | None = None
     for samples, run, output in _runs(session, inputs, feed, chip):
-        arranged = by_sample(output, run)[:samples]
+        arranged = by_sample(output, run)
+        arranged = arranged[:samples] if len(arranged) == run else output[None]
         shape = arranged.shape[1:] if shape is None else shape
-        if arranged.shape != (samples, *shape):
+        if arranged.shape[1:] != shape:
             raise ModelError(
-                f"the model's first output '{session.outputs[0]}' has shape {list(output.shape)} for "
-                f"{samples} samples and {list(shape)} for another one, so there are no figures to take of it"
+                f"the shape of the model's first output '{session.outputs[0]}' depends on the samples "
+                f"({list(arranged.shape[1:])} after {list(shape)}), so there are no figures to take of it"
             )
         yield arranged
 

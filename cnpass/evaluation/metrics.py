@@ -53,6 +53,11 @@ def choose(split: Split, clean: Outputs, output: str) -> Metric:
             f"labels need class scores, but output '{output}' has shape {list(clean.shape)}; "
             "data without labels (y) measure fidelity instead"
         )
+    if len(rows) != len(split.y):
+        raise DataError(
+            f"labels need class scores for each of {len(split.y)} samples, but output '{output}' has them "
+            f"for {len(rows)}; data without labels (y) measure fidelity instead"
+        )
     if split.y.max() >= rows.shape[1]:
         raise DataError(f"label {split.y.max()} is outside the model's {rows.shape[1]} classes")
     return "top1"

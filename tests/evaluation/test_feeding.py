@@ -11,7 +11,7 @@ from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import ModelError
+from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.feeding import arrange, open_session, sample_outputs
 from cnpass.training.forward import Forward, Samples
@@ -30,6 +30,7 @@ def model(*tail, batch: int | str = "n", output: ValueInfoProto | None = None) -
         "flat": np.int64([-1, 3]),
         "line": np.int64([-1]),
         "zero": np.int64([0]),
+        "places": np.int64([0, 1]),
         "none": np.float32(0),
     }
     graph = helper.make_graph(
@@ -64,6 +65,23 @@ def test_outputs_by_sample(tmp_path: Path, tail, batch, expected) -> None:
     np.testing.assert_allclose(lifted.detach().numpy(), expected, rtol=1e-5)
 
 
+def test_a_run_is_one_row_where_the_output_has_no_samples(tmp_path: Path) -> None:
+    document = model(helper.make_node("ReduceSum", ["h", "zero"], ["y"], keepdims=0), batch=3)
+    arranged, feed, _ = arrange(document, {"x": X}, tmp_path)
+    session = open_session(arranged, tmp_path, "model")
+    found = np.concatenate(list(sample_outputs(session, {"x": X}, feed)))
+    expected = [(X @ W)[[0, 1, 2]].sum(0), (X @ W)[[3, 4, 4]].sum(0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with MonteCarlo(document, Split({"x": X}), workers=1) as run:
+        assert (run.metric, run.clean) == ("ser", 150.0)
+
+
+def test_labels_need_a_row_for_each_sample() -> None:
+    document = model(helper.make_node("ReduceSum", ["h", "places"], ["y"], keepdims=0), batch=2)
+    with pytest.raises(DataError, match="for each of 5 samples, but output 'y' has them for 3"):
+        MonteCarlo(document, Split({"x": X}, np.zeros(5, np.int64)), workers=1)
+
+
 @pytest.mark.parametrize(
     ("tail", "output", "text"),
     [
@@ -83,7 +101,7 @@ def test_outputs_by_sample(tmp_path: Path, tail, batch, expected) -> None:
                 helper.make_node("Compress", ["h", "chosen"], ["y"]),
             ],
             None,
-            "and .* for another one, so there are no figures",
+            "'y' depends on the samples .* so there are no figures",
         ),
     ],
 )
