@@ -335,9 +335,11 @@ def work(library: Path, seed: int, first: int, end: int, place: Path) -> None:
     with place.open("r+b") as file, mmap.mmap(file.fileno(), 8) as shared:
         for number in range(first, end):
             shared[:] = number.to_bytes(8, "little")
-            case = Case(seed, number)
             try:
+                case = Case(seed, number)
                 outcomes[run_case(case, options)] += 1
+            except MemoryError:  # of Python, while it makes the case
+                outcomes["no memory to make the case"] += 1
             except AssertionError as error:
                 sys.exit(f"case {number} of seed {seed} ({', '.join(case.changes)}): {error}")
     json.dump(outcomes, sys.stdout)
