@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from pages import filled
+from paper.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "paper" / "figures.json"
@@ -70,6 +71,8 @@ def render() -> str:
 def _ladder(row: str, seeds: Seeds) -> str:
     lines = [
         f"### `{row}`, training seeds {', '.join(seeds)}",
+        "",
+        ROWS[row].title,
         "",
         "| rung | ideal | mean ± std [95 %] | retention | with copies | parameters | MACs | epochs | min |",
         "|---|---|---|---|---|---|---|---|---|",

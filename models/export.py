@@ -74,7 +74,7 @@ def to_onnx(network: nn.Sequential, name: str, input_shape: tuple[int, ...], doc
         doc: The model's doc_string.
 
     Returns:
-        A checked model with input "input" float32 [batch, *input_shape] and output "logits" [batch, 10].
+        A checked model with input "input" float32 [batch, *input_shape] and output "logits" [batch, classes].
 
     Raises:
         TypeError: A module of a type this exporter does not know.
@@ -89,12 +89,13 @@ def to_onnx(network: nn.Sequential, name: str, input_shape: tuple[int, ...], doc
             raise TypeError(f"{module_name}: {type(module).__name__} has no ONNX writer here")
         nodes.append(writer(module_name, module, value, output))
         value = output
+    classes = len(modules[-1][1].bias)
     parameters = {key: p.detach().numpy() for key, p in network.named_parameters()}
     graph = helper.make_graph(
         nodes,
         name,
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *input_shape])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(array, key) for key, array in parameters.items()],
     )
     model = helper.make_model(

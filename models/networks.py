@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 HE_GAIN = math.sqrt(2)
 SMALL_GAIN = math.sqrt(1 / 3)
@@ -32,12 +33,13 @@ def vgg9() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def vgg16(classes: int, width: int = 64) -> nn.Sequential:
+def vgg16(classes: int, width: int = 64, *, normalised: bool = False) -> nn.Sequential:
     """Build VGG16 for 3x32x32 images (Simonyan and Zisserman, 2015), with one linear classifier.
 
     Args:
         classes: Classes of the classifier.
         width: Filters of the first convolution: 64 in VGG16; less makes every layer narrower in proportion.
+        normalised: Whether BatchNorm follows every convolution; `folded` takes it away again.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs, number = 3, 0
@@ -45,11 +47,25 @@ def vgg16(classes: int, width: int = 64) -> nn.Sequential:
         for _ in range(convolutions):
             number += 1
             layers[f"conv{number}"] = nn.Conv2d(inputs, factor * width, 3, padding=1)
+            if normalised:
+                layers[f"norm{number}"] = nn.BatchNorm2d(factor * width)
             layers[f"relu{number}"] = nn.ReLU()
             inputs = factor * width
         layers[f"pool{block}"] = nn.MaxPool2d(2)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(inputs, classes)
+    return nn.Sequential(layers)
+
+
+def folded(network: nn.Sequential) -> nn.Sequential:
+    """Return a network in evaluation mode with every BatchNorm folded into the convolution before it."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in network.eval().named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            last = next(reversed(layers))
+            layers[last] = fuse_conv_bn_eval(layers[last], module)
+        else:
+            layers[name] = module
     return nn.Sequential(layers)
 
 

@@ -4,7 +4,10 @@ python benchmarks/paper/run.py lenet5-cifar10 --data cifar10.npz --seed 0
 python benchmarks/paper_table.py collect build/paper
 python benchmarks/paper_table.py table
 
-What was made or measured is kept under --out; the same command goes on where it stopped.
+What was made or measured is kept under --out; the same command goes on where it stopped, or was killed. So
+rows for a GPU (--device cuda) can be run in slices, as often as needed:
+
+timeout 9m python benchmarks/paper/run.py vgg16-cifar10 --data cifar10.npz --device cuda
 """
 
 from __future__ import annotations
@@ -12,24 +15,30 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import on_torch
+import torch
 from rows import ROWS
 from rungs import PER_CHIP, RUNGS, SIGMA, TEST_SEED, Bench, PerChip, Rung
 
 import cnpass
+from cnpass import data as datasets
 from cnpass.allocator import keep_freed_memory
 from cnpass.cli.console import Console, Format
 from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
 from cnpass.evaluation.statistics import summarise
 from cnpass.files import write_text
-from cnpass.optimization.replication import without_copies
+from cnpass.optimization.replication import replicate, without_copies
 from cnpass.optimization.setting import unmapped
-from cnpass.passes.pipeline import Pipeline
+from cnpass.recipe import EvaluateRecipe
+from cnpass.records import Point
 from cnpass.runtime.devices import make_device
 
+TILE = 256
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -40,48 +49,70 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     epochs = rung.make(bench, name)
     seconds = None if resumed else round(time.perf_counter() - start, 1)
     document = without_copies(unmapped(Document.load(bench.model(name))))
-    common: dict[str, Any] = {
-        **bench.preprocess,
-        "data": bench.data,
-        "chips": chips,
-        "seed": TEST_SEED,
-        "progress": bench.progress,
-    }
-    single = cnpass.evaluate(
-        document, sigma=GRID if rung.grid else (SIGMA,), run=bench.folder / f"{name}.chips", **common
-    )
-    copied = document.copy()
-    Pipeline.parse(f"fold-batch-norm,map-crossbar{{sigma={SIGMA}}},replicate-weights").run(copied)
-    spread = cnpass.evaluate(copied, run=bench.folder / f"{name}.copies", **common)
+    clean, points = _over_chips(bench, document, GRID if rung.grid else (SIGMA,), chips, f"{name}.chips")
+    copied = replicate(document, TILE, TILE)
+    _, (copies,) = _over_chips(bench, copied, (SIGMA,), chips, f"{name}.copies")
     return {
         "title": rung.title,
         "scope": "agnostic",
-        "clean": single.clean,
-        "points": [point.model_dump(mode="json") for point in single.points],
-        "copies": spread.points[0].model_dump(mode="json"),
+        "clean": clean,
+        "points": [point.model_dump(mode="json") for point in points],
+        "copies": copies.model_dump(mode="json"),
         "overhead": overhead(document).model_dump(mode="json"),
         "epochs": epochs,
         "seconds": seconds,
     }
 
 
+def _over_chips(
+    bench: Bench, document: Document, sigmas: Sequence[float], chips: int, name: str
+) -> tuple[float, Sequence[Point]]:
+    """The figure without variation, and those over chips; finished chips are kept under a name."""
+    options = {**bench.preprocess, "data": str(bench.data)}
+    if bench.device == "cpu":
+        record = cnpass.evaluate(
+            document,
+            sigma=sigmas,
+            chips=chips,
+            seed=TEST_SEED,
+            run=bench.folder / name,
+            progress=bench.progress,
+            **options,
+        )
+        return record.clean, record.points
+    dataset = datasets.prepare(
+        document.proto, document.path, EvaluateRecipe.build(None, options), parts=("test",)
+    )
+    return on_torch.over_chips(
+        document,
+        dataset.test,
+        sigmas,
+        chips,
+        seed=TEST_SEED,
+        device=torch.device(bench.device),
+        path=bench.folder / f"{name}.json",
+        progress=bench.progress,
+    )
+
+
 def calibrate(bench: Bench, name: str, rung: PerChip, chips: int) -> dict[str, Any]:
-    """Correct chip after chip; finished ones are kept."""
-    path = bench.folder / f"{name}.values.json"
-    values: list[float] = json.loads(path.read_text()) if path.exists() else []
-    with bench.progress.task(rung.title, chips, done=len(values)) as task:
-        while len(values) < chips:
-            values.append(rung.figure(bench, name, len(values)))
-            write_text(path, json.dumps(values) + "\n")
+    """Correct chip after chip; finished ones are kept. A chip that no correction helps has no overhead."""
+    path = bench.folder / f"{name}.corrected.json"
+    done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    with bench.progress.task(rung.title, chips, done=len(done)) as task:
+        while len(done) < chips:
+            record = rung.corrected(bench, name, len(done))
+            done.append(record.model_dump(mode="json", include={"after", "overhead"}))
+            write_text(path, json.dumps(done) + "\n")
             task.advance()
     device = make_device("lognormal", sigma=SIGMA)
+    values = [chip["after"] for chip in done]
     point = summarise(device.name, device.attributes(), TEST_SEED, values)
-    made = Document.load(bench.folder / f"{name}.chip.onnx")
     return {
         "title": rung.title,
         "scope": "per-chip",
         "points": [point.model_dump(mode="json")],
-        "overhead": overhead(made).model_dump(mode="json"),
+        "overhead": max((chip["overhead"] for chip in done), key=lambda found: found["params"]),
     }
 
 
@@ -96,23 +127,29 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=250, help="test chips of a chip-agnostic figure")
     parser.add_argument("--corrected-chips", type=int, default=25, help="test chips of a per-chip figure")
     parser.add_argument("--rungs", nargs="+", choices=(*RUNGS, *PER_CHIP), help="only these, in this order")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where training runs")
+    parser.add_argument("--dry-run", action="store_true", help="two epochs, few images, under OUT/dry")
     parser.add_argument("--out", type=Path, default=Path("build/paper"))
     arguments = parser.parse_args()
     keep_freed_memory()
-    folder = arguments.out / arguments.row / f"seed-{arguments.seed}"
+    row, out, seed = ROWS[arguments.row], arguments.out, arguments.seed
+    chips, corrected = arguments.chips, arguments.corrected_chips
+    if arguments.dry_run:
+        row, out, chips, corrected = row.dry(), out / "dry", 3, 2
+    folder = out / arguments.row / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    row, data = ROWS[arguments.row], arguments.data.resolve()
+    data = row.cut(arguments.data.resolve(), folder)
     console = Console(Format.TABLE, verbose=False, quiet=False)
-    plain = row.plain(arguments.row, data, arguments.seed, folder)
-    bench = Bench(plain, data, row.preprocess, arguments.seed, row.rung, folder, console)
-    for name in arguments.rungs or (*RUNGS, *PER_CHIP):
+    plain = row.plain(arguments.row, data, seed, folder, arguments.device)
+    bench = Bench(plain, data, row.preprocess, seed, row.rung, row.told, folder, arguments.device, console)
+    for name in arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP):
         path = folder / f"{name}.figures.json"
         if path.exists():
             continue
         figures = (
-            measure(bench, name, RUNGS[name], arguments.chips)
+            measure(bench, name, RUNGS[name], chips)
             if name in RUNGS
-            else calibrate(bench, name, PER_CHIP[name], arguments.corrected_chips)
+            else calibrate(bench, name, PER_CHIP[name], corrected)
         )
         write_text(path, json.dumps(figures, indent=1) + "\n")
         shown = next(point["mean"] for point in figures["points"] if point["params"]["sigma"] == SIGMA)

@@ -18,7 +18,7 @@ from cnpass.placement.sharing import Supernet
 from cnpass.placement.space import RATIOS
 from cnpass.progress import Progress
 from cnpass.recipe import TrainRecipe
-from cnpass.records import OptimizeRecord, TrainedRecord
+from cnpass.records import CalibrateRecord, OptimizeRecord, TrainedRecord
 from cnpass.runtime.devices import make_device
 
 SIGMA = 0.5
@@ -40,7 +40,9 @@ class Bench:
         preprocess: How the data become the network's input.
         seed: Seed of training and search.
         epochs: Epochs of each training that shows one part of the method by itself.
+        told: Whether searches and the main job have that length, too, and none of their own.
         folder: Where models and run folders go; what lies there is not made again.
+        device: Where training runs: cpu or cuda.
         progress: Told what happens.
     """
 
@@ -49,7 +51,9 @@ class Bench:
     preprocess: dict[str, Any]
     seed: int
     epochs: int
+    told: bool
     folder: Path
+    device: str
     progress: Progress
 
     def model(self, rung: str) -> Path:
@@ -66,8 +70,14 @@ class Bench:
             "output": self.model(rung),
             "force": True,
             "run": self.folder / f"{rung}.run",
+            "train_on": self.device,
             "progress": self.progress,
         }
+
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """What verbs with lengths of their own are told of that."""
+        return {"epochs": self.epochs} if self.told else {}
 
 
 Make = Callable[[Bench, str], int]
@@ -115,7 +125,8 @@ def _longer(bench: Bench, rung: str) -> int:
 def _compensated(start: str, *kinds: str) -> Make:
     def make(bench: Bench, rung: str) -> int:
         source, limit = bench.model(start), MAX_OVERHEAD
-        return _epochs(cnpass.search(source, **bench.options(rung), kinds=kinds, max_overhead=limit))
+        given = {**bench.options(rung), **bench.lengths, "kinds": kinds, "max_overhead": limit}
+        return _epochs(cnpass.search(source, **given))
 
     return make
 
@@ -124,7 +135,7 @@ def _best(**options: Any) -> Make:
     """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
 
     def make(bench: Bench, rung: str) -> int:
-        given = {**bench.options(rung), "max_overhead": MAX_OVERHEAD, "chips": 2, **options}
+        given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2, **options}
         return _epochs(cnpass.optimize(bench.plain, **given))
 
     return make
@@ -182,9 +193,9 @@ class PerChip:
     correction: str
     max_overhead: float = MAX_OVERHEAD
 
-    def figure(self, bench: Bench, rung: str, chip: int) -> float:
-        """Return the accuracy of one chip on test data, with the correction fitted for it."""
-        record = cnpass.calibrate(
+    def corrected(self, bench: Bench, rung: str, chip: int) -> CalibrateRecord:
+        """Return the record of one chip, with the correction fitted for it; its figures are on test data."""
+        return cnpass.calibrate(
             bench.model(self.start),
             bench.data,
             **bench.preprocess,
@@ -196,7 +207,6 @@ class PerChip:
             output=bench.folder / f"{rung}.chip.onnx",
             force=True,
         )
-        return record.after
 
 
 PER_CHIP = {

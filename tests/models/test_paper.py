@@ -1,0 +1,128 @@
+"""The rows of the table that need more than a bundled network: that they run to their end, and go on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import cnpass
+from cnpass import data as datasets
+from cnpass.document import Document
+from cnpass.optimization.replication import replicate
+from cnpass.progress import Progress
+from cnpass.recipe import EvaluateRecipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    """Noise in the shape of CIFAR-10, brighter in one channel for one class in three."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for part, count in (("train", 330), ("test", 70)):
+        y = np.arange(count) % 10
+        x = rng.integers(0, 128, (count, 3, 32, 32))
+        x[np.arange(count), y % 3] += 100
+        arrays |= {f"x_{part}": x.astype(np.uint8), f"y_{part}": y.astype(np.uint8)}
+    path = tmp_path / "cifar.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_chips_in_torch_are_those_of_onnx_runtime(models: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    on_torch = importlib.import_module("paper.on_torch")
+    document = replicate(Document.load(models / "digits-lenet5.onnx"), 64, 256)
+    data = str(models / "digits-lenet5.npz")
+    dataset = datasets.prepare(document.proto, document.path, EvaluateRecipe.build(None, {"data": data}))
+    expected = cnpass.evaluate(document, data, sigma=(0.3, 0.8), chips=3, seed=4, workers=1)
+
+    def measured() -> tuple[float, list[float]]:
+        clean, points = on_torch.over_chips(
+            document,
+            dataset.test,
+            (0.3, 0.8),
+            3,
+            seed=4,
+            device=torch.device("cpu"),
+            path=tmp_path / "chips.json",
+            progress=Progress(),
+        )
+        return clean, [point.mean for point in points]
+
+    first = measured()
+    assert first[0] == pytest.approx(expected.clean, abs=0.002)
+    assert first[1] == pytest.approx([point.mean for point in expected.points], abs=0.002)
+    # Finished chips are read, not measured again.
+    done = json.loads((tmp_path / "chips.json").read_text())
+    (tmp_path / "chips.json").write_text(json.dumps({name: [0.0, 0.5] for name in done}))
+    lasts = [values[2] for values in done.values()]
+    assert measured()[1] == pytest.approx([(0.5 + last) / 3 for last in lasts])
+
+
+def test_a_killed_vgg16_trains_on_to_the_same_network(cifar: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two epochs at once, and one after the other in processes of their own."""
+    monkeypatch.syspath_prepend(ROOT / "models")
+    train = importlib.import_module("train_vgg16")
+    command = ["train_vgg16.py", "--data", str(cifar), "--width", "2"]
+
+    def trained(name: str, epochs: str) -> onnx.ModelProto:
+        monkeypatch.setattr(sys, "argv", [*command, "--epochs", epochs, "--out", str(tmp_path / name)])
+        train.main()
+        return onnx.load(tmp_path / name)
+
+    whole = trained("whole.onnx", "2")
+    run, epochs = train.Training.run, []
+
+    def once(self: object, *arguments: torch.Tensor) -> None:
+        if epochs:
+            raise KeyboardInterrupt
+        epochs.append(1)
+        run(self, *arguments)
+
+    monkeypatch.setattr(train.Training, "run", once)
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed.onnx", "2")
+    monkeypatch.setattr(train.Training, "run", run)
+    resumed = trained("killed.onnx", "2")
+    assert [i.raw_data for i in whole.graph.initializer] == [i.raw_data for i in resumed.graph.initializer]
+    assert [node.op_type for node in whole.graph.node].count("Conv") == 13
+    assert "BatchNormalization" not in {node.op_type for node in whole.graph.node}
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_on_after_a_kill_and_fills_the_table(cifar: Path, tmp_path: Path, monkeypatch) -> None:
+    script = [sys.executable, str(ROOT / "benchmarks" / "paper" / "run.py")]
+    command = [*script, "vgg16-cifar10-cut", "--data", str(cifar), "--dry-run", "--out", str(tmp_path)]
+    folder = tmp_path / "dry" / "vgg16-cifar10-cut" / "seed-0"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, env=environment, start_new_session=True)
+    while not (folder / "penalty.run").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.figures.json")}
+    assert "plain.figures.json" in made
+    subprocess.run(command, env=environment, check=True)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("paper_table")
+    assert {path.name.partition(".")[0] for path in folder.glob("*.figures.json")} == set(table.ORDER)
+    assert all((folder / name).stat().st_mtime_ns == time_ for name, time_ in made.items())
+    monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
+    table.collect(tmp_path / "dry")
+    text = table.table()
+    assert "A cut: every layer has 16/64 of the filters" in text
+    assert text.count("(per chip)") == 5
