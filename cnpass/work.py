@@ -86,15 +86,21 @@ def _attention(node: gs.Node, inputs: list[Shape | None], batch: int) -> int | N
 
 
 def _einsum(equation: str, inputs: list[Shape | None], batch: int) -> int | None:
+    """One multiply-accumulate for every combination of all indices, those behind an ellipsis included."""
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     sizes: dict[str, int] = {}
-    if "." in equation or len(terms) != len(inputs):
+    if len(terms) != len(inputs):
         return None
     for term, shape in zip(terms, inputs, strict=True):
-        if shape is None or len(shape) != len(term):
+        if shape is None:
             return None
-        for letter, dim in zip(term, shape, strict=True):
+        first, dots, last = term.partition("...")
+        more = len(shape) - len(first) - len(last) if dots else 0
+        indices = [*first, *(f".{place}" for place in range(more, 0, -1)), *last]
+        if len(indices) != len(shape):
+            return None
+        for index, dim in zip(indices, shape, strict=True):
             if dim is None:
                 return None
-            sizes[letter] = dim
+            sizes[index] = max(sizes.get(index, dim), dim)  # what the ellipsis stands for may be broadcast
     return prod(sizes.values()) // batch
