@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -49,11 +49,11 @@ class Shapes:
         return None if shape is None else len(shape)
 
     def size(self, name: str) -> int | None:
-        """Elements per sample, or None; the batch may lie on any axis, such as after words or among heads."""
+        """Elements per sample, rounded up, or None; the batch may lie on any axis, or among heads, say."""
         shape = self.known.get(name)
         if shape is None or None in shape:
             return None
-        return prod(dim for dim in shape if dim is not None) // self.batch
+        return ceil(prod(dim for dim in shape if dim is not None) / self.batch)
 
 
 def infer(document: Document) -> Shapes:

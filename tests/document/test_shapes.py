@@ -30,6 +30,18 @@ def test_fixed_batch_is_divided_by(build):
     assert (shapes.batch, shapes.size("y")) == (8, 3)
 
 
+def test_a_fixed_batch_is_divided_by_on_any_axis(build):
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["words_first"], perm=[1, 0, 2]),
+        helper.make_node("Identity", ["words_first"], ["turned"]),
+        helper.make_node("Transpose", ["turned"], ["y"], perm=[1, 0, 2]),
+    ]
+    model = build(nodes, inputs={"x": [8, 3, 5]})
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["open", 3, 5]))
+    shapes = infer(Document.from_proto(model))
+    assert (shapes.batch, shapes.size("turned"), shapes.size("y")) == (8, 15, 15)
+
+
 def test_the_default_domain_may_be_spelled_out(build):
     model = build([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")], inputs={"x": ["n", 3]})
     model.opset_import[0].domain = "ai.onnx"
