@@ -52,7 +52,7 @@ TYPES = (np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_, object)
 ODD = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0], np.float32)
 PERIPHERY = ("tile_rows", "tile_cols", "dac_bits", "adc_bits", "input_range", "output_range", "read_noise")
 OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-_OF_ORT = re.compile(r"\(layer\)|input feed|for input: |std::bad_alloc$")  # the last within the bound on memory
+_OF_ORT = re.compile(r"\(layer\)|input feed|for input: |std::bad_alloc$")  # the last by our bound
 OTHERS = ("seed", "stream", "weight_perm", "copies", "stuck_low", "stuck_high", "sample_rows", "no_such")
 
 
