@@ -52,82 +52,106 @@ inline __attribute__((always_inline)) void philox_round(Wide* x, Wide key0, Wide
   x[3] = p0;
 }
 
-// The four words of kLanes blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy
-// as 1, 2, 3"). Blocks with even and odd numbers are computed apart, and interleaved in the end.
+// The four words of kBlocks blocks block, block + 1, ... (J. Salmon et al., "Parallel random numbers: as easy
+// as 1, 2, 3"). Blocks with even and odd numbers are computed apart, and interleaved in the end; as many side
+// by side as there are registers for, since every round waits for the one before.
+template <int kBlocks>
 inline __attribute__((always_inline)) void philox(const Draws& draws, uint64_t block, uint32_t* x0,
                                                   uint32_t* x1, uint32_t* x2, uint32_t* x3) {
+  constexpr int kSets = kBlocks == 2 * kLanes && kWide == 8 ? 4 : 2;
   uint32_t* const out[4] = {x0, x1, x2, x3};
-  for (int lane = 0; lane < kLanes; lane += 2 * kWide) {
-    Wide even[4];
-    Wide odd[4];
-    memcpy(even, kEven, sizeof even[0]);
-    even[0] += block + static_cast<uint64_t>(lane);
-    odd[0] = even[0] + 1;
-    even[1] = (even[0] >> 32) | uint64_t{draws.copy << 16};
-    odd[1] = (odd[0] >> 32) | uint64_t{draws.copy << 16};
-    even[2] = odd[2] = Wide{} + draws.chip;
-    even[3] = odd[3] = Wide{} + (draws.purpose << 24 | draws.stream);
+  for (int lane = 0; lane < kBlocks; lane += kSets * kWide) {
+    Wide x[kSets][4];  // even, odd, even, odd
+    for (int set = 0; set < kSets; ++set) {
+      memcpy(&x[set][0], kEven, sizeof x[set][0]);
+      x[set][0] += block + static_cast<uint64_t>(lane + set / 2 * 2 * kWide + set % 2);
+      x[set][1] = (x[set][0] >> 32) | uint64_t{draws.copy << 16};
+      x[set][2] = Wide{} + draws.chip;
+      x[set][3] = Wide{} + (draws.purpose << 24 | draws.stream);
+    }
     Wide key0 = Wide{} + draws.seed;
     Wide key1 = Wide{} + (draws.seed >> 32);
     for (int round = 0; round < 10; ++round) {
-      philox_round(even, key0, key1);
-      philox_round(odd, key0, key1);
+      for (int set = 0; set < kSets; ++set) philox_round(x[set], key0, key1);
       key0 += 0x9E3779B9u;
       key1 += 0xBB67AE85u;
     }
-    for (int word = 0; word < 4; ++word) {
-      const Wide both = (even[word] & kLow) | (odd[word] << 32);  // the low half comes first in memory
-      memcpy(out[word] + lane, &both, sizeof both);
+    for (int set = 0; set < kSets; set += 2) {
+      for (int word = 0; word < 4; ++word) {
+        const Wide both = (x[set][word] & kLow) | (x[set + 1][word] << 32);  // the low half comes first
+        memcpy(out[word] + lane + set * kWide, &both, sizeof both);
+      }
     }
   }
 }
 
-// Box-Muller: one radius word and one angle word give two normals.
-inline __attribute__((always_inline)) void box_muller(const uint32_t* radius, const uint32_t* angle,
-                                                      float* first, float* second) {
-  for (int i = 0; i < kLanes; ++i) {
-    // 23 bits at the middle of their interval: u lies in (0, 1), never on an end.
-    const float u = static_cast<float>(static_cast<int32_t>(radius[i] >> 9)) * 1.1920928955078125e-7f +
-                    5.9604644775390625e-8f;
-    const float r = __builtin_sqrtf(-2.0f * log_of(u));
-    // Two bits choose the quadrant, 24 the angle y in [-pi/4, pi/4) within it.
-    const uint32_t quadrant = angle[i] >> 30;
-    const float t =
-        static_cast<float>(static_cast<int32_t>((angle[i] >> 6) & 0xffffffu)) * 5.9604644775390625e-8f - 0.5f;
-    const float y = t * 1.5707963267948966f;
-    const float z = y * y;
-    const float sine = ((-1.9515295891E-4f * z + 8.3321608736E-3f) * z + -1.6666654611E-1f) * z * y + y;
-    const float cosine =
-        ((2.443315711809948E-5f * z + -1.388731625493765E-3f) * z + 4.166664568298827E-2f) * z * z +
-        -0.5f * z + 1.0f;
-    const float s = (quadrant & 1u) != 0 ? cosine : sine;
-    const float c = (quadrant & 1u) != 0 ? sine : cosine;
-    first[i] = r * as_float(as_bits(c) ^ ((quadrant + 1u) & 2u) << 30);
-    second[i] = r * as_float(as_bits(s) ^ (quadrant & 2u) << 30);
-  }
+// The radius of Box-Muller, from 23 bits at the middle of their interval: u lies in (0, 1), never on an end.
+inline __attribute__((always_inline)) float radius_of(uint32_t word) {
+  const float u =
+      static_cast<float>(static_cast<int32_t>(word >> 9)) * 1.1920928955078125e-7f + 5.9604644775390625e-8f;
+  return __builtin_sqrtf(-2.0f * log_of(u));
 }
 
-// The normals of elements kGroup * group, ..., kGroup * group + kGroup - 1.
-inline __attribute__((always_inline)) void fill_group(const Draws& draws, uint64_t group,
-                                                      float* __restrict out) {
-  uint32_t x[4][kLanes];
-  philox(draws, group * kLanes, x[0], x[1], x[2], x[3]);
-  box_muller(x[0], x[1], out, out + kLanes);
-  box_muller(x[2], x[3], out + 2 * kLanes, out + 3 * kLanes);
+// Both coordinates of a point on a circle: two bits choose the quadrant, 24 the angle y in [-pi/4, pi/4)
+// within it.
+inline __attribute__((always_inline)) void point_on_circle(uint32_t word, float radius, float* first,
+                                                           float* second) {
+  const uint32_t quadrant = word >> 30;
+  const float t =
+      static_cast<float>(static_cast<int32_t>((word >> 6) & 0xffffffu)) * 5.9604644775390625e-8f - 0.5f;
+  const float y = t * 1.5707963267948966f;
+  const float z = y * y;
+  const float sine = ((-1.9515295891E-4f * z + 8.3321608736E-3f) * z + -1.6666654611E-1f) * z * y + y;
+  const float cosine =
+      ((2.443315711809948E-5f * z + -1.388731625493765E-3f) * z + 4.166664568298827E-2f) * z * z + -0.5f * z +
+      1.0f;
+  const float s = (quadrant & 1u) != 0 ? cosine : sine;
+  const float c = (quadrant & 1u) != 0 ? sine : cosine;
+  *first = radius * as_float(as_bits(c) ^ ((quadrant + 1u) & 2u) << 30);
+  *second = radius * as_float(as_bits(s) ^ (quadrant & 2u) << 30);
+}
+
+// The normals of elements kGroup * group, kGroup * group + 1, ..., of kGroups groups. Step by step for all of
+// them, so that the steps of one are done while those of another wait.
+template <int kGroups>
+inline __attribute__((always_inline)) void fill_groups(const Draws& draws, uint64_t group,
+                                                       float* __restrict out) {
+  constexpr int kBlocks = kGroups * kLanes;
+  alignas(64) uint32_t radius[2 * kBlocks];
+  alignas(64) uint32_t angle[2 * kBlocks];
+  alignas(64) float radii[2 * kBlocks];
+  alignas(64) float first[2 * kBlocks];
+  alignas(64) float second[2 * kBlocks];
+  philox<kBlocks>(draws, group * kLanes, radius, angle, radius + kBlocks, angle + kBlocks);
+  for (int i = 0; i < 2 * kBlocks; ++i) radii[i] = radius_of(radius[i]);
+  for (int i = 0; i < 2 * kBlocks; ++i) point_on_circle(angle[i], radii[i], &first[i], &second[i]);
+  for (int part = 0; part < 2 * kGroups; ++part) {
+    const int from = part / 2 * kLanes + part % 2 * kBlocks;
+    memcpy(out + 2 * part * kLanes, first + from, kLanes * sizeof *out);
+    memcpy(out + (2 * part + 1) * kLanes, second + from, kLanes * sizeof *out);
+  }
 }
 
 // Calls use(normals, i, n) for consecutive pieces of n <= kGroup elements, element `first` being at i = 0.
 template <class Use>
 inline __attribute__((always_inline)) void for_groups(const Draws& draws, uint64_t first, size_t count,
                                                       const Use& use) {
-  alignas(64) float group[kGroup];
+  alignas(64) float groups[2 * kGroup];
   for (size_t i = 0; i < count;) {
+    const uint64_t group = (first + i) / kGroup;
     const size_t skip = (first + i) % kGroup;
     const size_t left = count - i;
-    const size_t n = left < kGroup - skip ? left : kGroup - skip;
-    fill_group(draws, (first + i) / kGroup, group);
-    use(group + skip, i, n);
-    i += n;
+    if (skip == 0 && left >= 2 * kGroup) {
+      fill_groups<2>(draws, group, groups);
+      use(groups, i, kGroup);
+      use(groups + kGroup, i + kGroup, kGroup);
+      i += 2 * kGroup;
+    } else {
+      const size_t n = left < kGroup - skip ? left : kGroup - skip;
+      fill_groups<1>(draws, group, groups);
+      use(groups + skip, i, n);
+      i += n;
+    }
   }
 }
 
@@ -137,8 +161,8 @@ void words(const Draws& draws, uint64_t first, size_t count, uint32_t* out) {
     const size_t skip = (first + i) % kGroup;
     const size_t left = count - i;
     const size_t n = left < kGroup - skip ? left : kGroup - skip;
-    philox(draws, (first + i) / kGroup * kLanes, group, group + kLanes, group + 2 * kLanes,
-           group + 3 * kLanes);
+    philox<kLanes>(draws, (first + i) / kGroup * kLanes, group, group + kLanes, group + 2 * kLanes,
+                   group + 3 * kLanes);
     memcpy(out + i, group + skip, n * sizeof *out);
     i += n;
   }
