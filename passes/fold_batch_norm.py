@@ -146,10 +146,11 @@ class _Folder:
             return f"the weight of {label(linear)!r} is not a constant"
         if weight.kind == "converted":
             return f"the weight of {label(linear)!r} is quantised"
-        if linear.op == "Conv":
-            return weight, 0, 1
-        if linear.op == "ConvTranspose":
-            return weight, 1, int(linear.attrs.get("group", 1))
+        if linear.op in ("Conv", "ConvTranspose"):
+            groups = int(linear.attrs.get("group", 1))
+            if len(weight.shape) < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
+                return f"weight {weight.key!r}, of shape {list(weight.shape)}, fits no {linear.op}"
+            return (weight, 0, 1) if linear.op == "Conv" else (weight, 1, groups)
         if self.shapes.rank(linear.outputs[0].name) != 2 or len(weight.shape) != 2:
             return f"{label(linear)!r} does not write a matrix, whose columns would be the channels"
         transposed = linear.op == "Gemm" and linear.attrs.get("transB", 0)

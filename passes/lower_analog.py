@@ -170,7 +170,7 @@ class _Lowering:
         parts: list[gs.Node] = []
 
         def is_part(candidate: gs.Node) -> bool:
-            return any(candidate is part for part in waiting)
+            return len(candidate.outputs) == 1 and any(candidate is part for part in waiting)
 
         def chain(tensor: gs.Tensor, sides: list[gs.Tensor]) -> gs.Tensor:
             while len(tensor.inputs) == 1 and is_part(tensor.inputs[0]) and len(tensor.outputs) == 1:
@@ -264,7 +264,8 @@ def _recorded(node: gs.Node) -> NodeProto | None:
 
 def _makes_weight(node: gs.Node) -> bool:
     """Whether a node is the Cast of map-crossbar between a stored weight and the nodes that share it."""
-    return node.op == "Cast" and node_metadata(node).get(ops.META_OP_TYPE) == "Cast"
+    cast = node.op == "Cast" and node.domain in STANDARD
+    return cast and node_metadata(node).get(ops.META_OP_TYPE) == "Cast"
 
 
 def _uncast(tensor: gs.Tensor) -> gs.Tensor:

@@ -184,6 +184,19 @@ def test_a_bias_that_is_not_per_channel_stays(build, weight, parameters, c):
     assert "not one per channel" in refused(model)
 
 
+@pytest.mark.parametrize(
+    ("op", "shape", "group"),
+    [
+        *(("Conv", (), 1), ("Conv", (4,), 1), ("Conv", (4, 0, 3, 3), 1)),
+        *(("ConvTranspose", (3, 4, 2, 2), 0), ("ConvTranspose", (5, 2, 2, 2), 2)),
+    ],
+)
+def test_weights_of_no_convolution_stay(build, weight, parameters, op, shape, group):
+    nodes = [helper.make_node(op, ["x", "w"], ["h"], "linear", group=group), norm()]
+    model = build(nodes, {"w": weight(*shape), **parameters(4)})
+    assert f"weight 'w', of shape {list(shape)}, fits no {op}" in refused(model)
+
+
 def test_quantised_weights_stay(build, weight, parameters):
     nodes = [
         helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),

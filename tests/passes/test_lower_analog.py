@@ -159,6 +159,16 @@ def test_a_permutation_that_is_none(gemm, perm):
         LOWER.run(document)
 
 
+def test_a_part_without_outputs(gemm):
+    document = Document.from_proto(gemm)
+    MAP.run(document)
+    [part] = [node for node in document.graph.nodes if node.op == "Add"]
+    [relu] = [node for node in document.graph.nodes if node.op == "Relu"]
+    relu.inputs[0] = part.inputs[0]
+    part.outputs.clear()
+    assert [node.op for node in lowered(document).graph.nodes].count("Gemm") == 0
+
+
 def test_a_long_chain_of_parts(gemm):
     """Nodes that claim to be parts, each the side input of the next: more than Python's stack would hold."""
     document = Document.from_proto(gemm)
