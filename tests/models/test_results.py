@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
         ("paper_table", "paper.md", "### `lenet5-cifar10`"),
         ("peer_devices", "devices.md", "| pcm, programming |"),
+        ("peer_speed", "speed.md", "| aihwkit, C++ tiles |"),
         ("speed", "speed.md", "| `vgg16` | 128 |"),
     ],
 )
