@@ -53,26 +53,56 @@ void levels(const LevelsFormula& formula, const float* ratio, const float* progr
   });
 }
 
+constexpr size_t kBlock = 64;  // devices whose intermediate values are kept
+
+// What the formulas of pcm need that depends on nothing but the targets.
+struct PcmTargets {
+  float goal[kBlock];
+  float sigma[kBlock];
+  float mu[kBlock];
+  float spread[kBlock];
+  float read[kBlock];
+};
+
+// Several short loops, since one long one has more constants than there are registers.
+void pcm_targets(const PcmFormula& f, const float* ratio, size_t count, PcmTargets* out) {
+  constexpr float kLeast = 1e-3f;
+  float log_x[kBlock];
+  for (size_t i = 0; i < count; ++i) out->goal[i] = target(f.span, ratio[i]);
+  for (size_t i = 0; i < count; ++i) {
+    const float x = out->goal[i] / f.span.high;
+    out->sigma[i] = polynomial(x, f.coefficients) * f.noise;
+    log_x[i] = x > kLeast ? x : kLeast;
+  }
+  for (size_t i = 0; i < count; ++i) log_x[i] = log_of(log_x[i]);
+  for (size_t i = 0; i < count; ++i) {
+    out->mu[i] = clamp(log_x[i] * -0.0155f + 0.0244f, 0.049f, 0.1f);
+    out->spread[i] = clamp(log_x[i] * -0.0125f + -0.0059f, 0.008f, 0.045f);
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const float scaled = exp_of(log_x[i] * -0.65f) * 0.0088f;
+    out->read[i] = (scaled > 0.2f ? 0.2f : scaled) * f.read;
+  }
+}
+
 void pcm(const PcmFormula& formula, const float* ratio, const float* programming, const float* drift,
          const float* slow, size_t count, float* __restrict out) {
-  constexpr float kLeast = 1e-3f;
   constexpr float kNothingLeft = 80.0f;
+  constexpr float kIdle[kBlock] = {};
   const PcmFormula f = formula;
-  for_ratios(ratio, count, [=](size_t i, float at) {
-    const float goal = target(f.span, at);
-    const float x = goal / f.span.high;
-    const float held = at_least_zero(goal + programming[i] * (polynomial(x, f.coefficients) * f.noise));
-
-    const float log_x = log_of(x > kLeast ? x : kLeast);
-    const float mu = clamp(log_x * -0.0155f + 0.0244f, 0.049f, 0.1f);
-    const float spread = clamp(log_x * -0.0125f + -0.0059f, 0.008f, 0.045f);
-    const float power = __builtin_fabsf(drift[i] * spread + mu) * f.drift * f.log_time;
-    const float decay = exp_of(-(power < kNothingLeft ? power : kNothingLeft));
-
-    const float scaled = exp_of(log_x * -0.65f) * 0.0088f;
-    const float q = scaled > 0.2f ? 0.2f : scaled;
-    out[i] = held * decay * at_least_zero(slow[i] * (q * f.read) + 1.0f);
-  });
+  PcmTargets targets;
+  if (ratio == nullptr) pcm_targets(f, kIdle, kBlock, &targets);
+  for (size_t first = 0; first < count; first += kBlock) {
+    const size_t n = count - first < kBlock ? count - first : kBlock;
+    if (ratio != nullptr) pcm_targets(f, ratio + first, n, &targets);
+    for (size_t i = 0; i < n; ++i) {
+      const float held = at_least_zero(targets.goal[i] + programming[first + i] * targets.sigma[i]);
+      const float nu = __builtin_fabsf(drift[first + i] * targets.spread[i] + targets.mu[i]);
+      const float power = nu * f.drift * f.log_time;
+      const float decay = exp_of(-(power < kNothingLeft ? power : kNothingLeft));
+      out[first + i] = held * decay * at_least_zero(slow[first + i] * targets.read[i] + 1.0f);
+    }
+  }
 }
 
 void reram(const ReramFormula& formula, const float* ratio, const float* programming, const float* relaxation,
