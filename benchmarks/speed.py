@@ -36,11 +36,6 @@ from cnpass.passes.calibrate_ranges import calibrate
 from cnpass.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "models"))
-
-from export import to_onnx  # noqa: E402
-from networks import HE_GAIN, initialise, vgg16  # noqa: E402
-
 STORE = ROOT / "benchmarks" / "speed.json"
 PAGE = ROOT / "docs" / "speed.md"
 START = "<!-- made by benchmarks/speed.py -->"
@@ -71,6 +66,10 @@ class Workload:
 
 
 def _vgg16() -> onnx.ModelProto:
+    sys.path.insert(0, str(ROOT / "models"))  # only here: other folders have files of the same names
+    from export import to_onnx
+    from networks import HE_GAIN, initialise, vgg16
+
     network = vgg16(10)
     initialise(network, torch.Generator().manual_seed(0), HE_GAIN)
     return to_onnx(network, "vgg16", (3, 32, 32), "VGG16 for CIFAR, random weights")
