@@ -30,7 +30,7 @@ def main() -> None:
     except MemoryError:
         code = _say("error: out of memory", INTERNAL)
     except Exception as error:  # noqa: BLE001 (the last resort: one line, and the trace for who asks)
-        code = _internal(error)
+        code = _say("interrupted", INTERRUPTED) if _is_interrupt(error) else _internal(error)
     if code == PIPE_CLOSED:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
@@ -55,6 +55,13 @@ def _run() -> int:
         return _say(f"error: {error}", error.exit_code)
     except usage as error:
         return _say(f"error: {getattr(error, 'format_message', error.__str__)()}", 2)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error was made of a Ctrl-C, as by native modules that are being imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _internal(error: Exception) -> int:

@@ -271,6 +271,17 @@ def test_internal_errors_are_one_line(cnpass, digits: Path, monkeypatch: pytest.
     assert "Traceback" in cnpass("inspect", digits, "-v").err
 
 
+def test_an_interrupt_inside_an_import_is_an_interrupt(
+    cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("cnpass.inspection.inspect", broken)
+    done = cnpass("inspect", digits)
+    assert (done.code, done.err.strip()) == (130, "cnpass: interrupted")
+
+
 def test_a_full_disk_is_one_line(cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

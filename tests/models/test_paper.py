@@ -72,10 +72,11 @@ def test_chips_in_torch_are_those_of_onnx_runtime(models: Path, tmp_path: Path, 
     assert measured()[1] == pytest.approx([(0.5 + last) / 3 for last in lasts])
 
 
-def test_a_killed_vgg16_trains_on_to_the_same_network(cifar: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_vgg16_trains_on_to_the_same_network(
+    cifar: Path, tmp_path: Path, monkeypatch, script
+) -> None:
     """Two epochs at once, and one after the other in processes of their own."""
-    monkeypatch.syspath_prepend(ROOT / "models")
-    train = importlib.import_module("train_vgg16")
+    train = script("train_vgg16")
     command = ["train_vgg16.py", "--data", str(cifar), "--width", "2"]
 
     def trained(name: str, epochs: str) -> onnx.ModelProto:

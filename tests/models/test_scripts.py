@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
-
-
-@pytest.fixture
-def script(monkeypatch, models: Path):
-    """Imports a script of models/ the way `python models/<script>.py` sees it, and forgets it afterwards."""
-    monkeypatch.syspath_prepend(str(models))
-    for name in ("export", "networks", "training", "train_lenet5"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in ("export", "networks", "training", "train_lenet5"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
