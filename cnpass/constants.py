@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from cnpass import external
 from cnpass.errors import ModelError
 
 Stored = TensorProto | SparseTensorProto
+
+_MOST_PER_BYTE = 4
+"""Elements of the smallest types, of two bits."""
 
 
 def element_type(tensor: TensorProto) -> Any:
@@ -39,6 +43,10 @@ class StoredValues(LazyValues):  # type: ignore[misc] # graphsurgeon has no type
         self.dtype = element_type(dense)
         if min(self.shape, default=0) < 0:
             raise ModelError(f"tensor {dense.name!r} has a negative dimension: {list(self.shape)}")
+        # Whoever made room for the values before reading them would run out of memory.
+        inline = tensor is dense and not external.is_external(dense)
+        if inline and prod(self.shape) > _MOST_PER_BYTE * dense.ByteSize():
+            raise ModelError(f"tensor {dense.name!r} has shape {list(self.shape)}, but fewer values")
 
     def load(self) -> np.ndarray:
         """Read the values.

@@ -81,8 +81,10 @@ def _value(
         return None if shape is None or None in shape else _of_shape(node, [dim or 0 for dim in shape])
     if any(name not in values for name in names):
         return None
-    if node.op_type == "ConstantOfShape" and abs(prod(values[names[0]].tolist())) > _LARGEST:
-        return None
+    if node.op_type == "ConstantOfShape":
+        sizes = values[names[0]].reshape(-1).tolist() if names else []
+        if abs(prod(sizes)) > _LARGEST:
+            return None
     inputs = {name: values[name] for name in names}
     try:
         if node.op_type in ("Squeeze", "Unsqueeze"):

@@ -77,6 +77,13 @@ def test_values_that_do_not_fit_the_shape(build):
         document.graph.nodes[0].inputs[1].values  # noqa: B018 (a property that reads)
 
 
+def test_shapes_that_no_memory_holds(build):
+    model = build([helper.make_node("Add", ["x", "w"], ["y"])], {"w": np.zeros(4, np.float16)})
+    model.graph.initializer[0].dims[0] = 2**62
+    with pytest.raises(ModelError, match=r"tensor 'w' has shape \[4611686018427387904\], but fewer values"):
+        Document.from_proto(model)
+
+
 def test_names_defined_twice(build):
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
     with pytest.raises(ModelError, match="'y' is defined twice"):

@@ -122,3 +122,9 @@ def test_weights_are_not_read(external):
     path, _ = external()
     (path.parent / "weights.bin").unlink()
     assert infer(Document.load(path)).size("y") == 64
+
+
+def test_a_shape_given_as_a_matrix_is_read_as_onnx_reads_it(build):
+    nodes = [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
+    model = build(nodes, {"s": np.array([[2, 3]])}, inputs={"x": [2, 3]})
+    assert infer(Document.from_proto(model)).known["y"] == (2, 3)
