@@ -250,7 +250,10 @@ class _Planner:
                 f" {list(perm)} fits no {node.op}"
             )
         shape = [weight.shape[axis] for axis in perm]
-        product = _product(weight, 1, perm, shape, _group(node) if node.op == ops.ANALOG_CONV else None)
+        group = _group(node) if node.op == ops.ANALOG_CONV else None
+        if group is not None and (group < 1 or shape[0] % group):
+            raise ModelError(f"node {label(node)!r}: group is {group}; it must divide the {shape[0]} filters")
+        product = _product(weight, 1, perm, shape, group)
         product = replace(product, copies=_copies(node, node.attrs.get(ops.COPIES, 1)))
         stream = {"stream": node.attrs.get("stream")}
         return stream | self.analog(node, product, f"analog, weight {weight.key!r}")

@@ -138,6 +138,15 @@ def test_nothing_analog(build):
     assert (totals.analog, totals.digital, totals.tiles, totals.utilisation) == (0, 1, 0, 0.0)
 
 
+def test_groups_that_do_not_divide_the_filters(build):
+    document = conv(build, [4, 2, 3, 3], [1, 4, 5, 5], group=2)
+    Pipeline.parse("map-crossbar").run(document)
+    for group in (-(2**31), 0, 3):
+        document.graph.nodes[0].attrs["group"] = group
+        with pytest.raises(ModelError, match=rf"group is {group}; it must divide the 4 filters"):
+            inspect(document)
+
+
 def test_a_tile_needs_cells(build):
     document = Document.from_proto(build([helper.make_node("Relu", ["x"], ["y"])]))
     with pytest.raises(ValueError, match="has no cells"):
