@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 END = "<!-- end -->"
@@ -12,3 +14,11 @@ def filled(page: Path, start: str, table: str) -> str:
     head, _, rest = page.read_text().partition(start)
     _, _, tail = rest.partition(END)
     return f"{head}{start}\n\n{table}\n\n{END}{tail}"
+
+
+def run_table(doc: str | None, page: Path, render: Callable[[], str]) -> None:
+    """Run the command line of a script that only renders: its one command, `table`, writes the page."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_subparsers(dest="command", required=True).add_parser("table")
+    parser.parse_args()
+    page.write_text(render())

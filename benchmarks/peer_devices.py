@@ -5,13 +5,12 @@ python benchmarks/peer_devices.py table     # into docs/devices.md
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pages import filled
+from pages import filled, run_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "peers" / "devices.json"
@@ -69,15 +68,5 @@ def render() -> str:
     return filled(PAGE, START, table())
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_subparsers(dest="command", required=True).add_parser("table")
-    parser.parse_args()
-    PAGE.write_text(render())
-
-
 if __name__ == "__main__":
-    main()
+    run_table(__doc__, PAGE, render)
