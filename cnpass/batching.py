@@ -2,13 +2,15 @@
 
 Many exports fix the batch at 1. Running such a model image by image is slow, so where it is provably safe the
 first dimension is freed: a walk over the graph knows for each tensor whether it carries the samples along its
-first dimension and nowhere else, and accepts only operators for which that follows. Reshapes to constant
-shapes get -1 in front. The caller still compares results on real samples (``cnpass.evaluation.feeding``).
+first dimension and nowhere else, and accepts only operators for which that follows. Such a tensor always has
+the same shape in the model as it is, so what is computed from its shape becomes a constant. Reshapes to
+constant shapes get -1 in front. The caller still compares results on real samples
+(``cnpass.evaluation.feeding``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +18,8 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from cnpass.data.inputs import data_inputs
+from cnpass import shape_arithmetic
+from cnpass.data.inputs import data_inputs, selectors
 from cnpass.runtime.ops import ANALOG_CONV, ANALOG_MATMUL, DOMAIN
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -50,7 +53,8 @@ def free(proto: ModelProto, shapes: Shapes) -> ModelProto:
 
     Args:
         proto: a model whose inputs fix the batch size; weights may be external.
-        shapes: the shape of every tensor of the main graph as it is, from a run.
+        shapes: the shape of every tensor of the main graph as it is, from a run. The freed model is for
+            samples of the shape in that run.
 
     Raises:
         NotFreeableError: it cannot be proved that samples stay apart.
@@ -60,8 +64,9 @@ def free(proto: ModelProto, shapes: Shapes) -> ModelProto:
         raise NotFreeableError("no input fixes the batch size")
     freed = ModelProto()
     freed.CopyFrom(proto)
-    walk = _Walk(freed.graph, shapes, batch, {value.name for value in data_inputs(freed)})
-    walk.run()
+    opset = next((entry.version for entry in freed.opset_import if not entry.domain), 1)
+    walk = _Walk(freed.graph, shapes, batch, {value.name for value in data_inputs(freed)}, opset)
+    walk.run(selectors(freed))
     name = BATCH_NAME
     while name in _dim_names(freed.graph):
         name += "_"
@@ -84,21 +89,31 @@ def _dim_names(graph: GraphProto) -> set[str]:
 
 @dataclass
 class _Walk:
-    """Carries along which tensors hold the samples in their first dimension."""
+    """Carries along which tensors hold the samples in their first dimension, and small constants."""
 
     graph: GraphProto
     shapes: Shapes
     batch: int
     batched: set[str]
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    opset: int
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    sized: set[str] = field(default_factory=set)
+    """Constants that are computed from the shape of a tensor with samples."""
 
-    def run(self) -> None:
-        """Look at every node in order, and edit the constant shapes of reshapes."""
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+    def run(self, varying: Collection[str]) -> None:
+        """Look at every node in order, and make the shapes constant that depend on the batch size.
+
+        Args:
+            varying: initializers that are no constants.
+        """
+        stored = shape_arithmetic.stored_values(self.graph)
+        self.values = {name: value for name, value in stored.items() if name not in varying}
+        weights = {tensor.name: tuple(tensor.dims) for tensor in self.graph.initializer}
+        self.shapes = {**weights, **self.shapes}
         nodes: list[NodeProto] = []
         for node in self.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
+            if self._fold(node):
+                continue
             if self.batched.intersection(node.input):
                 nodes.extend(self._visit(node))
             elif any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
@@ -107,9 +122,22 @@ class _Walk:
         for value in self.graph.output:
             if value.name not in self.batched:
                 raise NotFreeableError(f"output '{value.name}' does not depend on the input")
-        kept = [_copy(node) for node in nodes]
+        read = {name for node in nodes for name in node.input}
+        constants = [_constant(name, self.values[name]) for name in sorted(self.sized & read)]
+        kept = [_copy(node) for node in (*constants, *nodes)]
         del self.graph.node[:]
         self.graph.node.extend(kept)
+
+    def _fold(self, node: NodeProto) -> bool:
+        """Note a node's result if it is a small constant; returns whether it stands for the node."""
+        value = shape_arithmetic.result(node, self.values, self.shapes, self.opset)
+        if value is None:
+            return False
+        self.values[node.output[0]] = value
+        if self.sized.isdisjoint(node.input) and self.batched.isdisjoint(node.input):
+            return False
+        self.sized.add(node.output[0])
+        return True
 
     def _visit(self, node: NodeProto) -> list[NodeProto]:
         """Check one node; returns constant nodes to put before it."""
@@ -132,14 +160,11 @@ class _Walk:
             if attribute.name == "shape":
                 attribute.ints[:] = target.tolist()
                 return []
-        name = f"{node.output[0]}.{BATCH_NAME}_shape"
-        node.input[1] = name
-        return [helper.make_node("Constant", [], [name], value=numpy_helper.from_array(target, name))]
+        node.input[1] = f"{node.output[0]}.{BATCH_NAME}_shape"
+        return [_constant(node.input[1], target)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor at the fixed batch size."""
-        if name in self.constants:
-            return tuple(self.constants[name].dims)
         if name not in self.shapes:
             raise NotFreeableError(f"the shape of '{name}' is not known")
         return self.shapes[name]
@@ -157,12 +182,16 @@ class _Walk:
         name = node.input[index] if len(node.input) > index else ""
         if not name:
             return None
-        if name not in self.constants or self.constants[name].data_location == onnx.TensorProto.EXTERNAL:
+        if name not in self.values:
             raise NotFreeableError(f"{_name(node)}: '{name}' is not constant")
-        return numpy_helper.to_array(self.constants[name]).reshape(-1).astype(np.int64)
+        return self.values[name].reshape(-1).astype(np.int64)
 
 
 Rule = Callable[[_Walk, NodeProto], bool]
+
+
+def _constant(name: str, value: np.ndarray) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
 
 
 def _copy(node: NodeProto) -> NodeProto:

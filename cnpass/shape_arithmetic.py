@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from cnpass.external import is_external
@@ -47,10 +47,10 @@ def fold(model: ModelProto, known: Mapping[str, tuple[int | None, ...]], opset: 
         Whether any node was replaced.
     """
     graph = model.graph
-    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if _is_small(t)}
+    values = stored_values(graph)
     kept, folded = [], []
     for node in graph.node:
-        value = _value(node, values, known, opset)
+        value = result(node, values, known, opset)
         if value is None:
             kept.append(node)
         else:
@@ -63,14 +63,32 @@ def fold(model: ModelProto, known: Mapping[str, tuple[int | None, ...]], opset: 
     return bool(folded)
 
 
-def _is_small(tensor: TensorProto) -> bool:
-    return bool(tensor.HasField("raw_data") and prod(tensor.dims) <= _LARGEST)
+def stored_values(graph: GraphProto) -> dict[str, np.ndarray]:
+    """The values of a graph's small initializers, by name; not of those whose bytes are elsewhere."""
+    stored = ((tensor.name, _stored(tensor)) for tensor in graph.initializer)
+    return {name: value for name, value in stored if value is not None}
 
 
-def _value(
+def _stored(tensor: TensorProto) -> np.ndarray | None:
+    if is_external(tensor) or prod(tensor.dims) > _LARGEST:
+        return None
+    try:
+        return numpy_helper.to_array(tensor)
+    except _FAILURES:  # it holds no values, or fewer than its shape says
+        return None
+
+
+def result(
     node: NodeProto, values: Mapping[str, np.ndarray], known: Mapping[str, tuple[int | None, ...]], opset: int
 ) -> np.ndarray | None:
-    """The result of a node, if it is a small one and follows from what is known."""
+    """The result of a node, if it is a small one and follows from what is known; else None.
+
+    Args:
+        node: a node of any operator.
+        values: constants by tensor name.
+        known: shapes by tensor name.
+        opset: version of the default operator set.
+    """
     if node.domain or node.op_type not in _OPS or len(node.output) != 1:
         return None
     if any(is_external(attribute.t) for attribute in node.attribute):
@@ -88,13 +106,13 @@ def _value(
     inputs = {name: values[name] for name in names}
     try:
         if node.op_type in ("Squeeze", "Unsqueeze"):
-            result = _with_axes(node, *inputs.values())
+            computed = _with_axes(node, *inputs.values())
         else:
             outputs: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, inputs)
-            result = np.asarray(outputs[0])
+            computed = np.asarray(outputs[0])
     except _FAILURES:  # a model that breaks the rules of its operators: its shape stays unknown
         return None
-    return result if result.size <= _LARGEST else None
+    return computed if computed.size <= _LARGEST else None
 
 
 def _with_axes(node: NodeProto, data: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:

@@ -53,8 +53,13 @@ def data_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The graph inputs that need data: not those with a default, nor those that select chip and sample."""
     given = {tensor.name for tensor in proto.graph.initializer}
     given |= {tensor.values.name for tensor in proto.graph.sparse_initializer}
-    given |= {p.value for p in proto.metadata_props if p.key in {META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT}}
+    given |= selectors(proto)
     return [value for value in proto.graph.input if value.name not in given]
+
+
+def selectors(proto: onnx.ModelProto) -> set[str]:
+    """Names of the graph inputs that select chip and sample."""
+    return {p.value for p in proto.metadata_props if p.key in {META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT}}
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.batching import NotFreeableError, fixed_batch, free
+from cnpass.runtime.ops import META_CHIP_INPUT
 
 RANDOM = np.random.default_rng(0)
 
@@ -53,6 +54,10 @@ def f32(*shape: int) -> np.ndarray:
 
 def i64(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
+
+
+def i32(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
 
 
 def n(op: str, *inputs: str, out: str = "y", **attributes: object) -> onnx.NodeProto:
@@ -117,6 +122,83 @@ SAFE = {
             "scale": f32(5),
         },
     ),
+    "view-to-x.size(0)-and-minus-one": (
+        [
+            n("Relu", "x", out="a"),
+            n("Shape", "a", out="s"),
+            n("Constant", out="zero", value=numpy_helper.from_array(np.array(0, np.int64))),
+            n("Gather", "s", "zero", out="size"),
+            n("Unsqueeze", "size", "first", out="u"),
+            n("Concat", "u", "rest", out="t", axis=0),
+            n("Reshape", "a", "t"),
+        ],
+        (1, 2, 3),
+        {"first": i64(0), "rest": i64(-1)},
+    ),
+    "view-with-slices-of-the-shape": (
+        [
+            n("Shape", "x", out="s"),
+            n("Slice", "s", "zero", "one", out="size"),
+            n("Slice", "s", "one", "three", out="inner"),
+            n("ReduceProd", "inner", out="product"),
+            n("Concat", "size", "product", out="t", axis=0),
+            n("Reshape", "x", "t"),
+        ],
+        (2, 2, 3),
+        {"zero": i64(0), "one": i64(1), "three": i64(3)},
+    ),
+    "view-with-Shape-from-and-to": (
+        [
+            n("Shape", "x", out="size", end=1),
+            n("Shape", "x", out="inner", start=1, end=-1),
+            n("Concat", "size", "inner", "rest", out="t", axis=0),
+            n("Reshape", "x", "t"),
+        ],
+        (1, 4, 3, 2),
+        {"rest": i64(-1)},
+    ),
+    "heads-by-division": (
+        [
+            n("Shape", "x", out="s"),
+            n("Gather", "s", "two", out="width"),
+            n("Cast", "width", out="wide", to=TensorProto.INT32),
+            n("Div", "wide", "heads", out="head"),
+            n("Cast", "head", out="h", to=TensorProto.INT64),
+            n("Gather", "s", "zero_and_one", out="front"),
+            n("Concat", "front", "minus", "h", out="t", axis=0),
+            n("Reshape", "x", "t", out="r"),
+            n("Transpose", "r", perm=[0, 2, 1, 3]),
+        ],
+        (1, 3, 8),
+        {"two": i64(2), "heads": i32(4), "zero_and_one": i64(0, 1), "minus": i64(-1)},
+    ),
+    "batch-as-the-constant-1": (
+        [
+            n("Shape", "x", out="s"),
+            n("Gather", "s", "last", out="width"),
+            n("Mul", "width", "three", out="w"),
+            n("Concat", "one", "w", out="t", axis=0),
+            n("Reshape", "x", "t"),
+        ],
+        (1, 3, 4),
+        {"last": i64(-1), "three": i64(3), "one": i64(1)},
+    ),
+    "shape-of-a-tensor-as-it-is": (
+        [n("Relu", "x", out="a"), n("Shape", "x", out="s"), n("Reshape", "a", "s")],
+        (1, 2, 3),
+        {},
+    ),
+    "shape-as-a-number": (
+        [
+            n("Shape", "x", out="s"),
+            n("Gather", "s", "axis", out="width"),
+            n("Cast", "width", out="w", to=TensorProto.FLOAT),
+            n("Sqrt", "w", out="root"),
+            n("Div", "x", "root"),
+        ],
+        (2, 3),
+        {"axis": np.array(1, np.int64)},
+    ),
     "constant-branch": (
         [n("Shape", "w", out="s"), n("Cast", "s", out="c", to=1), n("Add", "x", "c")],
         (1, 2),
@@ -160,7 +242,47 @@ MIXING = {
     "samples sliced": ([n("Slice", "x", "zero", "one")], (1, 3), {"zero": i64(0), "one": i64(1)}),
     "samples padded": ([n("Pad", "x", "p")], (1, 3), {"p": i64(1, 0, 0, 0)}),
     "flattened whole": ([n("Flatten", "x", axis=2)], (1, 2, 3), {}),
-    "shape computed": ([n("Shape", "x", out="s"), n("Reshape", "x", "s")], (1, 2, 3), {}),
+    "shape of the samples' numbers": (
+        [
+            n("Mul", "x", "zero", out="a"),
+            n("Gather", "a", "index", out="b", axis=1),
+            n("Add", "b", "one", out="c"),
+            n("Cast", "c", out="t", to=TensorProto.INT64),
+            n("Reshape", "x", "t"),
+        ],
+        (1, 1),
+        {
+            "zero": np.zeros(1, np.float32),
+            "index": np.array(0, np.int64),
+            "one": np.ones(1, np.float32),
+        },
+    ),
+    "everything in one row": (
+        [n("Size", "x", out="s"), n("Reshape", "s", "minus", out="t"), n("Reshape", "x", "t")],
+        (1, 2, 3),
+        {"minus": i64(-1)},
+    ),
+    "samples and channels swapped by shape": (
+        [n("Shape", "x", out="s"), n("Gather", "s", "swapped", out="t"), n("Reshape", "x", "t")],
+        (2, 3, 3),
+        {"swapped": i64(1, 0, 2)},
+    ),
+    "samples folded into rows by shape": (
+        [
+            n("Shape", "x", out="s"),
+            n("Slice", "s", "two", "three", out="width"),
+            n("Concat", "minus", "width", out="t", axis=0),
+            n("Reshape", "x", "t"),
+        ],
+        (1, 2, 3),
+        {"two": i64(2), "three": i64(3), "minus": i64(-1)},
+    ),
+    "weights expanded to the shape": (
+        [n("Shape", "x", out="s"), n("Expand", "w", "s", out="e"), n("Add", "x", "e")],
+        (2, 3),
+        {"w": f32(2, 1)},
+    ),
+    "shape as an output": ([n("Shape", "x")], (1, 3), {}),
     "unknown operator": ([n("EyeLike", "x")], (3, 3), {}),
     "output without samples": ([n("Relu", "x", out="a"), n("Relu", "w")], (1, 3), {"w": f32(1, 3)}),
     "batch statistics": (
@@ -169,6 +291,51 @@ MIXING = {
         {"k": np.ones(3, np.float32)},
     ),
 }
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 13, 21])
+def test_the_usual_flatten_of_torch_exports_leaves_no_shape_arithmetic(opset: int) -> None:
+    axes = {} if opset >= 13 else {"axes": [0]}
+    first = ["first"] if opset >= 13 else []
+    nodes = [
+        n("Conv", "x", "w", out="a"),
+        n("Shape", "a", out="s"),
+        n("Gather", "s", "zero", out="size", axis=0),
+        n("Unsqueeze", "size", *first, out="u", **axes),
+        n("Unsqueeze", "minus", *first, out="v", **axes),
+        n("Concat", "u", "v", out="t", axis=0),
+        n("Reshape", "a", "t", out="flat"),
+        n("Gemm", "flat", "k", "b"),
+    ]
+    scalars = {"zero": np.array(0, np.int64), "minus": np.array(-1, np.int64)}
+    weights = {"w": f32(2, 3, 3, 3), "k": f32(18, 4), "b": f32(4)}
+    proto = build(nodes, (1, 3, 5, 5), scalars | weights | ({"first": i64(0)} if first else {}), opset)
+    samples = f32(4, 3, 5, 5)
+    freed = free(proto, shapes(proto, samples[:1]))
+    kept = [node.op_type for node in freed.graph.node if node.op_type not in {"Constant", "Unsqueeze"}]
+    assert kept == ["Conv", "Reshape", "Gemm"]
+    alone = np.concatenate([run(proto, sample[None])[0] for sample in samples])
+    np.testing.assert_allclose(run(freed, samples)[0], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_computed_of_the_chip_stays_computed() -> None:
+    nodes = [
+        n("Shape", "x", out="s"),
+        n("Add", "s", "chip", out="sum"),
+        n("Cast", "sum", out="c", to=TensorProto.FLOAT),
+        n("ReduceMax", "c", out="m", keepdims=0),
+        n("Mul", "x", "m"),
+    ]
+    proto = build(nodes, (1, 3), {"chip": np.array(0, np.int64)})
+    proto.graph.input.append(helper.make_tensor_value_info("chip", TensorProto.INT64, ()))
+    proto.metadata_props.add(key=META_CHIP_INPUT, value="chip")
+    freed = free(proto, shapes(proto, f32(1, 3)))
+    assert [node.op_type for node in freed.graph.node if node.op_type != "Constant"] == [
+        "Add",
+        "Cast",
+        "ReduceMax",
+        "Mul",
+    ]
 
 
 @pytest.mark.parametrize("name", MIXING)
