@@ -71,8 +71,8 @@ def find_idle(forward: Forward, samples: Samples, seed: int) -> Idle:
     used = module.leading_to_first_output()
     missing = [key for key, gradient in zip(weights, gradients, strict=True) if gradient is None]
     return Idle(
-        total=len(weights) + len(module.integer_weights),
-        apart=tuple(key for key in missing if key not in used),
+        total=len(weights) + len(module.unused_weights) + len(module.integer_weights),
+        apart=(*(key for key in missing if key not in used), *module.unused_weights),
         cut=tuple(key for key in missing if key in used),
         flat=tuple(
             key

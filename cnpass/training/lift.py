@@ -9,6 +9,9 @@ by its root as `cnpass.weights` names it: the initializer, the output of a Const
 floats made of stored integers. What lies between root and use (Identity, Reshape, Transpose, ...) runs in
 every forward pass, so tied weights are one parameter. Scalars such as exponents and epsilons stay fixed,
 normalisation statistics are buffers.
+
+Training is for the first output, so what it needs has to be known; other outputs that need unknown operators
+are left out.
 """
 
 from __future__ import annotations
@@ -187,9 +190,9 @@ class _Compiler:
         values: Every tensor that is known at lift time.
         roots: Floating constants that may be trained.
         keys: Root of every tensor that is a live view of one.
-        opaque: Constants of types that torch has not; they are problems where something reads them.
+        opaque: Tensors that cannot be computed, with all that is missing for them: operators without a rule,
+            with the node's reason where there is one, and constants of types that torch has not.
         depends: Roots that every tensor made of constants alone depends on.
-        problems: Operators without a rule, with the node's reason where there is one.
         parameters: Roots that a layer or arithmetic operator consumes.
         layers: Nodes that multiply by a trained matrix.
         integers: Integer weights that nodes multiply by.
@@ -199,9 +202,8 @@ class _Compiler:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     roots: set[str] = field(default_factory=set)
     keys: dict[str, str] = field(default_factory=dict)
-    opaque: dict[str, str] = field(default_factory=dict)
+    opaque: dict[str, frozenset[str]] = field(default_factory=dict)
     depends: dict[str, frozenset[str]] = field(default_factory=dict)
-    problems: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
     layers: list[Layer] = field(default_factory=list)
     integers: list[str] = field(default_factory=list)
@@ -212,18 +214,25 @@ class _Compiler:
         for initializer in proto.initializer:
             self._constant(initializer.name, from_proto(initializer), f"initializer {initializer.name}")
         for sparse in proto.sparse_initializer:
-            self.problems.add(f"sparse initializer {sparse.values.name}")
+            self.opaque[sparse.values.name] = frozenset({f"sparse initializer {sparse.values.name}"})
         for node in in_order(proto.node):
             self._node(node, result)
-        self.problems.update(self.opaque[name] for name in result.outputs if name in self.opaque)
         read = {name for step in result.steps for name in step.inputs} | set(result.outputs)
         made = {name for step in result.steps for name in step.outputs}
         result.fixed = {n: self.values[n] for n in read if n in self.values and n not in made}
         return result
 
+    def lacking(self, names: Iterable[str]) -> frozenset[str]:
+        """All that is missing to compute some tensors."""
+        return frozenset[str]().union(*(self.opaque.get(name, ()) for name in names if name))
+
+    def _leave_out(self, proto: onnx.NodeProto, lacking: Iterable[str]) -> None:
+        reasons = self.lacking(proto.input) | {*lacking}
+        self.opaque.update(dict.fromkeys(proto.output, reasons))
+
     def _constant(self, name: str, value: torch.Tensor | None, what: str) -> None:
         if value is None:
-            self.opaque[name] = f"{what} (element type)"
+            self.opaque[name] = frozenset({f"{what} (element type)"})
             return
         self.values[name] = value
         if value.is_floating_point() and bool(torch.isfinite(value).all()):
@@ -233,13 +242,12 @@ class _Compiler:
     def _node(self, proto: onnx.NodeProto, graph: _Graph) -> None:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         opset = self.opsets.get(domain, 1)
-        found = find_rule(domain, proto.op_type, opset)
-        name = f"{domain}::{proto.op_type}" if domain else proto.op_type
-        if found is None:
-            self.problems.add(name)
+        rule = find_rule(domain, proto.op_type, opset)
+        if rule is None:
+            self._leave_out(proto, {f"{domain}::{proto.op_type}" if domain else proto.op_type})
             return
         blocks, captures = self._blocks(proto)
-        self.problems.update(self.opaque[i] for i in (*proto.input, *captures) if i in self.opaque)
+        lacking = self.lacking((*proto.input, *captures))
         node = Node(
             op_type=proto.op_type,
             opset=opset,
@@ -249,19 +257,22 @@ class _Compiler:
             blocks=blocks,
         )
         try:
-            kernel = found.builder(node)
+            kernel = rule.builder(node)
         except UnsupportedNodeError as error:
-            self.problems.add(str(error))
+            self._leave_out(proto, lacking | {str(error)})
             return
         label = proto.name or next((o for o in proto.output if o), proto.op_type)
-        step = _Step(label, kernel, (*proto.input, *captures), tuple(proto.output), found)
+        step = _Step(label, kernel, (*proto.input, *captures), tuple(proto.output), rule)
+        if lacking:
+            self._leave_out(proto, lacking)
+            self._note_use(proto, step)
+            return
         if proto.op_type == "Constant" and not domain:
             self._constant(proto.output[0], kernel(), f"Constant {label}")
             return
         known = all(not i or i in self.values for i in step.inputs)
         if (
             known
-            and not self.problems
             and not blocks
             and proto.op_type not in RANDOM | _SEQUENCES
             and self._fold(proto, step, graph)
@@ -353,9 +364,10 @@ class Lifted(nn.Module):
 
     Attributes:
         input_names: Graph inputs that have no default value, in the model's order.
-        output_names: Graph outputs.
+        output_names: Graph outputs, without those that need operators without a rule.
         layers: Nodes that multiply by a trained matrix, in the model's order.
         integer_weights: Names of integer weights that nodes multiply by; they are not trained.
+        unused_weights: Names of floating weights that only tensors need that are not computed.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -366,21 +378,22 @@ class Lifted(nn.Module):
                 ``ai.cnpass`` operators), whose operators have rules of their own.
 
         Raises:
-            ModelError: Some operators have no rule; all of them are listed.
+            ModelError: Some operators that lead to the first output have no rule; all of them are listed.
         """
         super().__init__()
         model = _with_keys(_inlined(model))
         compiler, graph = _compile(model)
-        if compiler.problems:
-            raise ModelError(f"no PyTorch rule for: {', '.join(sorted(compiler.problems))}")
+        if problems := compiler.lacking(graph.outputs[:1]):
+            raise ModelError(f"no PyTorch rule for: {', '.join(sorted(problems))}")
+        outputs = [output for output in model.graph.output if output.name not in compiler.opaque]
         graph.steps = [s for s in graph.steps if not s.roots or s.roots & compiler.parameters]
         self.input_names = tuple(i.name for i in model.graph.input if i.name not in compiler.values)
-        self.output_names = graph.outputs
+        self.output_names = tuple(output.name for output in outputs)
         self._output_types = tuple(
             TORCH_TYPES.get(o.type.tensor_type.elem_type)
             if o.type.tensor_type.elem_type not in FLOAT_TYPES
             else None
-            for o in model.graph.output
+            for o in outputs
         )
         self._input_types = {
             i.name: TORCH_TYPES.get(i.type.tensor_type.elem_type, torch.float32) for i in model.graph.input
@@ -393,8 +406,8 @@ class Lifted(nn.Module):
         live = [s for s in graph.steps if all(not i or i in compiler.values for i in s.inputs)]
         operands = {layer.operand for layer in compiler.layers}
         self._views = _Run(live, operands)
-        self._run = _Run(graph.steps, graph.outputs)
-        used = {i for s in (*self._run.steps, *self._views.steps) for i in s.inputs} | set(graph.outputs)
+        self._run = _Run(graph.steps, self.output_names)
+        used = {i for s in (*self._run.steps, *self._views.steps) for i in s.inputs} | set(self.output_names)
         self._parameters_by_key: dict[str, str] = {}
         self._buffers_by_name: dict[str, str] = {}
         self._structural: dict[str, torch.Tensor] = {}
@@ -402,6 +415,7 @@ class Lifted(nn.Module):
             self._store(name, compiler)
         self.layers = tuple(layer for layer in compiler.layers if layer.key in self._parameters_by_key)
         self.integer_weights = tuple(dict.fromkeys(compiler.integers))
+        self.unused_weights = tuple(sorted(compiler.parameters - self._parameters_by_key.keys()))
 
     def _store(self, name: str, compiler: _Compiler) -> None:
         value = compiler.values[name]
@@ -539,15 +553,15 @@ def _compile(model: onnx.ModelProto) -> tuple[_Compiler, _Graph]:
 
 
 def unsupported(document: Document) -> list[str]:
-    """List every operator of ``document`` that has no torch rule, sorted; empty if it can be lifted."""
-    compiler, _ = _compile(_with_keys(_inlined(document.embedded())))
-    return sorted(compiler.problems)
+    """List every operator without a torch rule that leads to the first output, sorted."""
+    compiler, graph = _compile(_with_keys(_inlined(document.embedded())))
+    return sorted(compiler.lacking(graph.outputs[:1]))
 
 
 def lift(document: Document) -> Lifted:
     """Lift a document.
 
     Raises:
-        ModelError: Some operators have no rule; all of them are listed before any work is done.
+        ModelError: Some operators that lead to the first output have no rule; all of them are listed.
     """
     return Lifted(document.embedded())

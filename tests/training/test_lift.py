@@ -12,6 +12,8 @@ from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.mapping import plan
 from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.training.forward import Forward, Samples
+from cnpass.training.idle import find_idle
 from cnpass.training.lift import Lifted, lift, unsupported
 
 F = TensorProto.FLOAT
@@ -117,7 +119,7 @@ def test_constants_of_types_that_torch_has_not_matter_where_read(make, read: boo
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     if read:
         nodes.append(helper.make_node("Identity", ["names"], ["z"]))
-    model = make(nodes, {"x": (F, ["n", 4])}, ["y"], {"w": _random((4, 3))})
+    model = make(nodes, {"x": (F, ["n", 4])}, ["z" if read else "y"], {"w": _random((4, 3))})
     names = numpy_helper.from_array(np.array(["a", "b"], object), "names")
     model.graph.initializer.append(names)
     problems = ["initializer names (element type)"] if read else []
@@ -206,6 +208,43 @@ def test_all_unknown_operators_are_listed_at_once() -> None:
     with pytest.raises(ModelError) as caught:
         Lifted(model)
     assert str(caught.value) == "no PyTorch rule for: " + ", ".join(expected)
+
+
+def test_operators_that_the_first_output_does_not_need_are_left_out(make, ort) -> None:
+    then = helper.make_graph(
+        [helper.make_node("Det", ["s"], ["t"])], "then", [], [helper.make_tensor_value_info("t", F, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("ReduceMax", ["s"], ["o"], keepdims=0)],
+        "else",
+        [],
+        [helper.make_tensor_value_info("o", F, None)],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("MatMul", ["y", "v"], ["s"]),
+        helper.make_node("Det", ["s"], ["d"]),
+        helper.make_node("Add", ["d", "shift"], ["z"]),
+        helper.make_node("If", ["yes"], ["f"], then_branch=then, else_branch=other),
+        helper.make_node("Relu", ["y"], ["r"]),
+        helper.make_node("Add", ["d", "d"], ["unread"]),
+    ]
+    weights = {"w": _random((3, 3)), "v": _random((3, 3), 1), "shift": _random((2,), 2)}
+    model = make(nodes, {"x": (F, [3, 3])}, ["y", "z", "f", "r"], weights | {"yes": np.array(True)})
+    assert unsupported(Document.from_proto(model)) == []
+    module = Lifted(model)
+    assert module.output_names == ("y", "r")
+    assert set(module.weights) == {"w"}
+    assert module.unused_weights == ("shift", "v")
+    x = _random((3, 3), 3)
+    want = ort(model, [x])
+    got = module(torch.from_numpy(x))
+    np.testing.assert_allclose(got[0].detach().numpy(), want[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1].detach().numpy(), want[3], rtol=1e-5)
+    idle = find_idle(Forward(module), Samples((torch.from_numpy(x),)), 0)
+    assert (idle.total, idle.apart) == (3, ("shift", "v"))
+    model.graph.output.insert(0, model.graph.output[2])
+    assert unsupported(Document.from_proto(model)) == ["Det"]
 
 
 def test_a_node_that_does_not_fit_its_input_is_named(make) -> None:
