@@ -152,6 +152,31 @@ def plan(document: Document) -> MappingPlan:
         return _Planner(document).plan()
 
 
+def weight_perm(node: gs.Node, weight: Weight | None) -> tuple[int, ...]:
+    """How an analog node permutes the axes of its stored weight; the identity if it does not say.
+
+    Args:
+        node: the analog node.
+        weight: its weight; None if another node programs it, whose rank is then what the node states.
+
+    Raises:
+        ModelError: the weight or the permutation fits no such node; names it.
+    """
+    convolution = node.op == ops.ANALOG_CONV
+    stated = node.attrs.get(ops.WEIGHT_PERM)
+    if weight is not None:
+        rank = len(weight.shape)
+    elif stated is not None:
+        rank = len(stated)
+    else:
+        rank = 2 + len(node.attrs.get("kernel_shape", (1,))) if convolution else 2
+    perm = tuple(range(rank) if stated is None else stated)
+    if (rank < 3 if convolution else rank != 2) or sorted(perm) != list(range(rank)):
+        shape = "" if weight is None else f"weight of shape {list(weight.shape)} with "
+        raise ModelError(f"node {label(node)!r}: {shape}{ops.WEIGHT_PERM} {list(perm)} fits no {node.op}")
+    return perm
+
+
 class _Planner:
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -242,13 +267,7 @@ class _Planner:
         if weight is None:
             reason = "analog; its weight is programmed by another node"
             return {"domain": "analog", "reason": reason, "macs": None}
-        perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(len(weight.shape))))
-        rank = 2 if node.op == ops.ANALOG_MATMUL else max(3, len(weight.shape))
-        if sorted(perm) != list(range(rank)) or len(weight.shape) != rank:
-            raise ModelError(
-                f"node {label(node)!r}: weight of shape {list(weight.shape)} with {ops.WEIGHT_PERM}"
-                f" {list(perm)} fits no {node.op}"
-            )
+        perm = weight_perm(node, weight)
         shape = [weight.shape[axis] for axis in perm]
         group = _group(node) if node.op == ops.ANALOG_CONV else None
         if group is not None and (group < 1 or shape[0] % group):

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
 from cnpass.errors import ModelError
-from cnpass.nodes import label, node_metadata, node_proto
+from cnpass.nodes import node_metadata, node_proto
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 
@@ -37,20 +37,6 @@ def chip(node: gs.Node) -> gs.Tensor:
 def first_sample_slot(node: gs.Node) -> int:
     """The index of the input `first_sample` among those of an analog node; it is the last one, if any."""
     return 4 if node.op == ops.ANALOG_CONV else 3
-
-
-def weight_perm(node: gs.Node) -> tuple[int, ...]:
-    """How the axes of the stored weight of an analog node are permuted; the identity if it does not say.
-
-    Raises:
-        ModelError: it is no permutation; names the node.
-    """
-    kernel = len(node.attrs.get("kernel_shape", ())) if node.op == ops.ANALOG_CONV else 0
-    perm = tuple(node.attrs.get(ops.WEIGHT_PERM, range(2 + kernel)))
-    rank = max(3, len(perm)) if node.op == ops.ANALOG_CONV else 2
-    if ops.WEIGHT_PERM in node.attrs and sorted(perm) != list(range(rank)):
-        raise ModelError(f"node {label(node)!r}: {ops.WEIGHT_PERM} {list(perm)} fits no {node.op}")
-    return perm
 
 
 def selector(document: Document, key: str, name: str) -> gs.Tensor:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from cnpass.collector import paused_collection
 from cnpass.document import Document
 from cnpass.errors import ModelError
-from cnpass.mapping import STANDARD
+from cnpass.mapping import STANDARD, weight_perm
 from cnpass.nodes import Node, bodies, check_node, label, node_metadata, scope, tied_node
 from cnpass.passes import analog
 from cnpass.passes.base import (
@@ -123,7 +123,7 @@ class _Lowering:
         """Replace one analog node; returns the new node and whether it is the source node come back."""
         group = self.group(node)
         weight = _uncast(node.inputs[1])
-        perm = analog.weight_perm(node)
+        perm = weight_perm(node, resolve(weight))
         if group is None:
             return self.plain(node, perm), False
         operand, turned = self.operand(group.source, node)

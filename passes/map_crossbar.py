@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from cnpass.collector import paused_collection
 from cnpass.document import Document
 from cnpass.functions import inline_products
-from cnpass.mapping import NodePlan, Product, plan
+from cnpass.mapping import NodePlan, Product, plan, weight_perm
 from cnpass.nodes import Node, key, label, node_metadata, node_proto, scope
 from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
@@ -31,6 +31,7 @@ from cnpass.runtime import ops
 from cnpass.runtime.devices import SCALE_FLOOR, in_ops
 from cnpass.runtime.periphery import MAX_BITS, PERIPHERY
 from cnpass.shapes import Shapes
+from cnpass.weights import resolve
 
 _KEPT = ("stream", ops.COPIES, ops.WEIGHT_PERM, *PERIPHERY)
 """Attributes that a new device model leaves as they are."""
@@ -325,4 +326,4 @@ def _level(document: Document) -> None:
                 node.attrs.setdefault(ops.COPIES, 1)
         if any(ops.WEIGHT_PERM in node.attrs for node in nodes):
             for node in nodes:
-                node.attrs.setdefault(ops.WEIGHT_PERM, list(analog.weight_perm(node)))
+                node.attrs.setdefault(ops.WEIGHT_PERM, list(weight_perm(node, resolve(node.inputs[1]))))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.document import Document, node_metadata
 from cnpass.errors import UsageError
@@ -226,6 +226,36 @@ def test_mapping_again_takes_what_is_left(build, weight):
     Pipeline.parse("map-crossbar").run(document, [Verifying()])
     streams = {node.inputs[1].name: node.attrs["stream"] for node in analog_nodes(document)}
     assert streams == {"b": 0, "a": 1}
+
+
+def test_mapped_convolutions_that_leave_their_kernel_to_the_weight(build, weight):
+    """Their permutation is spelled out once another node has one; its rank is then the weight's."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["h"], "first"), helper.make_node("Relu", ["h"], ["y"])]
+    x, inputs = weight(1, 2, 6, 6), {"x": [1, 2, 6, 6]}
+    stored = {"w": weight(3, 2, 3, 3), "v": weight(3, 3, 2, 2)}
+    document = Document.from_proto(build(nodes, {"w": stored["w"]}, inputs=inputs))
+    MapCrossbar()(document)
+    mapped = document.to_proto()
+    [first] = [node for node in mapped.graph.node if node.op_type == "AnalogConv"]
+    kept = [a for a in first.attribute if a.name not in {"kernel_shape", "weight_perm"}]
+    first.ClearField("attribute")
+    first.attribute.extend(kept)
+    mapped.ClearField("functions")
+    mapped.graph.initializer.append(numpy_helper.from_array(stored["v"], "v"))
+    mapped.graph.node[-1].output[0] = "r"
+    mapped.graph.node.extend(
+        [
+            helper.make_node("Transpose", ["v"], ["t"], perm=[1, 0, 2, 3]),
+            helper.make_node("Conv", ["r", "t"], ["y"], "second"),
+        ]
+    )
+    document = Document.from_proto(mapped)
+    MapCrossbar()(document)
+    assert [node.attrs["weight_perm"] for node in analog_nodes(document)] == [[0, 1, 2, 3], [1, 0, 2, 3]]
+    nodes[1] = helper.make_node("Relu", ["h"], ["r"])
+    plain = build([*nodes, *mapped.graph.node[-2:]], stored, inputs=inputs)
+    expected = Session(plain).run({"x": x})[0]
+    np.testing.assert_allclose(Session(document.to_proto()).run({"x": x}, chip=-1)[0], expected, rtol=1e-5)
 
 
 def test_seed_of_64_bits(named_case):
