@@ -220,6 +220,46 @@ def test_functions_are_inspected_as_they_would_be_mapped(functions):
     assert record.totals.params == 36
 
 
+def test_a_constant_of_a_function_is_one_weight_for_all_calls(build, weight):
+    """Called from the main graph, by another function, and in a body, which keeps one of its own."""
+    versions = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    stored = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight(4, 4)))
+    multiply = helper.make_node("MatMul", ["p", "w"], ["q"])
+    block = helper.make_function("local", "Block", ["p"], ["q"], [stored, multiply], versions)
+    body = helper.make_graph(
+        [helper.make_node("Block", ["t"], ["o"], domain="local")],
+        "body",
+        [],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
+    )
+    calls = [
+        helper.make_node("Block", ["p"], ["r"], domain="local"),
+        helper.make_node("Block", ["r"], ["t"], domain="local"),
+        helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
+        helper.make_node("If", ["yes"], ["q"], then_branch=body, else_branch=body),
+    ]
+    through = helper.make_function("local", "Through", ["p"], ["q"], calls, versions)
+    nodes = [
+        helper.make_node("Block", ["x"], ["h"], domain="local"),
+        helper.make_node("Through", ["h"], ["i"], domain="local"),
+        helper.make_node("Through", ["i"], ["y"], domain="local"),
+    ]
+    model = build(nodes)
+    model.opset_import.append(versions[1])
+    model.functions.extend([block, through])
+    record = inspect(Document.from_proto(model))
+    weights = [node.weight for node in record.nodes if node.domain == "analog"]
+    assert len(weights) == 9
+    assert len(set(weights[:5])) == 1
+    assert len(set(weights)) == 1 + 4
+    document = Document.from_proto(model)
+    Pipeline.parse("map-crossbar").run(document, [Verifying()])
+    assert b"function-constant" not in document.to_proto().SerializeToString()
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    expected = Session(model).run(x)[0]
+    np.testing.assert_allclose(Session(document.to_proto()).run(x, chip=-1)[0], expected, rtol=1e-4)
+
+
 def test_functions_without_weights_stay(build):
     body = [helper.make_node("MatMul", ["p", "p"], ["q"])]
     model = build([helper.make_node("Square", ["x"], ["y"], domain="local")], inputs={"x": [4, 4]})
