@@ -1,12 +1,16 @@
-// AnalogConv: a convolution as a matrix product with implicit im2col, or directly where a group has few
-// filters.
+// AnalogConv: a convolution as a matrix product with implicit im2col, directly where a group has few filters,
+// or Winograd's.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 
 #include "conv_geometry.h"
 #include "conv_input.h"
 #include "op.h"
 #include "weights.h"
+#include "winograd.h"
 
 namespace cnpass {
 
@@ -22,7 +26,8 @@ constexpr int64_t kDirectRun = 1024;  // positions computed in one go, unless a 
 
 class AnalogConv : public Op {
  public:
-  explicit AnalogConv(const NodeInfo& node) : attributes_(node), weights_(node, 1, 0), periphery_(node) {
+  explicit AnalogConv(const NodeInfo& node)
+      : attributes_(node), weights_(node, 1, 0), plain_weights_(node, 1, 0), periphery_(node) {
     if (weights_.constant_dims()) attributes_.check_weight(*weights_.constant_dims());
   }
 
@@ -40,25 +45,15 @@ class AnalogConv : public Op {
     const int64_t depth = g.channels / g.groups * g.kernel[0] * g.kernel[1] * g.kernel[2];
     const Reading reading(periphery_, weights_.draws(), chip, call.optional_input(4), g.images,
                           checked_madd(g.filters, positions, 0), depth);
-    const bool direct = g.filters / g.groups <= kMaxDirectFilters;
-    const auto packed = weights_.packed(
-        call, w, chip, [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
-          if (direct) {
-            pack_plain(call, weight_matrix(dims, strides), weight, target);
-          } else {
-            pack_left(call, weight_matrix(dims, strides), reading, weight, target);
-          }
-        });
-    float* y = call.output(g.output_dims);
-    const Plan plan(g, reading, packed->data(), bias ? bias->floats() : nullptr);
-    for_images(call, g, plan.layout, x.floats(), periphery_.dac, direct, [&](const Images& images) {
-      float* target = y + images.first * g.filters * plan.positions;
-      if (direct) {
-        plan.correlate(call, images, target);
-      } else {
-        plan.multiply(call, images, target);
-      }
-    });
+    const Operands operands{x.floats(), w, bias ? bias->floats() : nullptr, chip, call.output(g.output_dims)};
+    const Winograd winograd(g, reading);
+    if (g.filters / g.groups <= kMaxDirectFilters) {
+      correlate(call, g, reading, operands);
+    } else if (winograd.pays()) {
+      multiply_squares(call, g, reading, winograd, operands);
+    } else {
+      multiply(call, g, reading, operands);
+    }
   }
 
  private:
@@ -67,7 +62,8 @@ class AnalogConv : public Op {
    public:
     Plan(const ConvGeometry& geometry, const Reading& reading, const float* weights, const float* bias);
     void multiply(const Call& call, const Images& images, float* y) const;
-    void correlate(const Call& call, const Images& images, float* y) const;
+    void correlate(const Call& call, const Images& images, const std::vector<int64_t>& filters,
+                   float* y) const;
 
     const ConvGeometry& g;
     const InputLayout layout;
@@ -92,6 +88,99 @@ class AnalogConv : public Op {
     std::vector<int64_t> taps_;
   };
 
+  // What a call has, checked.
+  struct Operands {
+    const float* x;
+    Tensor w;
+    const float* bias;  // null: none
+    int64_t chip;
+    float* y;
+  };
+
+  static std::vector<int64_t> all_filters(const ConvGeometry& g) {
+    std::vector<int64_t> filters(static_cast<size_t>(g.filters));
+    std::iota(filters.begin(), filters.end(), 0);
+    return filters;
+  }
+
+  std::shared_ptr<const Buffer> plain_weights(const Call& call, const Weights& weights,
+                                              const Operands& operands) const {
+    return weights.packed(call, operands.w, operands.chip, Packing::kRows,
+                          [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
+                            pack_plain(call, weight_matrix(dims, strides), weight, target);
+                          });
+  }
+
+  void correlate(const Call& call, const ConvGeometry& g, const Reading& reading,
+                 const Operands& operands) const {
+    const auto weights = plain_weights(call, weights_, operands);
+    const Plan plan(g, reading, weights->data(), operands.bias);
+    const std::vector<int64_t> filters = all_filters(g);
+    for_images(
+        call, g, plan.layout, operands.x, periphery_.dac, true, kNoInspection, [&](const Images& images) {
+          plan.correlate(call, images, filters, operands.y + images.first * g.filters * plan.positions);
+        });
+  }
+
+  void multiply(const Call& call, const ConvGeometry& g, const Reading& reading,
+                const Operands& operands) const {
+    const auto weights =
+        weights_.packed(call, operands.w, operands.chip, Packing::kPanels,
+                        [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
+                          pack_left(call, weight_matrix(dims, strides), reading, weight, target);
+                        });
+    const Plan plan(g, reading, weights->data(), operands.bias);
+    for_images(call, g, plan.layout, operands.x, periphery_.dac, false, kNoInspection,
+               [&](const Images& images) {
+                 plan.multiply(call, images, operands.y + images.first * g.filters * plan.positions);
+               });
+  }
+
+  void multiply_squares(const Call& call, const ConvGeometry& g, const Reading& reading,
+                        const Winograd& winograd, const Operands& operands) const {
+    const auto weights =
+        weights_.packed(call, operands.w, operands.chip, Packing::kSquares,
+                        [&](const Dims& dims, const Dims& strides, const float* weight, Buffer* target) {
+                          winograd.pack(call, weight_matrix(dims, strides), weight, target);
+                        });
+    const int64_t outputs = g.filters * g.output[1] * g.output[2];  // of an image
+    std::vector<std::atomic<bool>> wild(static_cast<size_t>(g.images));
+    const auto inspect = [&](int64_t image, const float* channel) {
+      if (Winograd::wild(channel, winograd.layout().channel)) wild[static_cast<size_t>(image)] = true;
+    };
+    for_images(call, winograd.squares(), winograd.layout(), operands.x, periphery_.dac, false, inspect,
+               [&](const Images& images) {
+                 winograd.multiply(call, images, weights->data(), operands.bias,
+                                   operands.y + images.first * outputs);
+               });
+    repair(call, g, reading, winograd, weights->data(), wild, operands);
+  }
+
+  // Computes again, each output by itself, what numbers that are none or too large have touched.
+  void repair(const Call& call, const ConvGeometry& g, const Reading& reading, const Winograd& winograd,
+              const float* transformed, const std::vector<std::atomic<bool>>& wild_images,
+              const Operands& operands) const {
+    const std::vector<int64_t> all = all_filters(g);
+    std::vector<int64_t> wild;
+    std::copy_if(all.begin(), all.end(), std::back_inserter(wild),
+                 [&](int64_t filter) { return winograd.wild_filter(transformed, filter); });
+    const auto is_set = [](bool value) { return value; };
+    if (wild.empty() && std::none_of(wild_images.begin(), wild_images.end(), is_set)) return;
+    const auto weights = plain_weights(call, plain_weights_, operands);
+    const Plan plan(g, reading, weights->data(), operands.bias);
+    ConvGeometry single = g;
+    single.images = 1;
+    for (int64_t image = 0; image < g.images; ++image) {
+      const std::vector<int64_t>& filters = wild_images[static_cast<size_t>(image)] ? all : wild;
+      if (filters.empty()) continue;
+      const float* x = operands.x + image * g.channels * g.input[1] * g.input[2];
+      for_images(call, single, plan.layout, x, periphery_.dac, true, kNoInspection, [&](Images images) {
+        images.first = image;
+        plan.correlate(call, images, filters, operands.y + image * g.filters * plan.positions);
+      });
+    }
+  }
+
   WeightMatrix weight_matrix(const Dims& dims, const Dims& strides) const {
     const int64_t rows = dims[0] / attributes_.groups();
     WeightMatrix matrix{attributes_.groups(), rows, 1, rows * strides[0], strides[0], {0}};
@@ -109,6 +198,7 @@ class AnalogConv : public Op {
 
   ConvAttributes attributes_;
   Weights weights_;
+  Weights plain_weights_;  // beside transformed ones, once they are needed
   Periphery periphery_;
 };
 
@@ -220,12 +310,15 @@ void AnalogConv::Plan::draw_noise(int64_t tile, int64_t image, int64_t filter, i
   }
 }
 
-void AnalogConv::Plan::correlate(const Call& call, const Images& images, float* y) const {
-  const int64_t products = images.count * g.filters * positions * static_cast<int64_t>(taps_.size());
-  parallel_if_worth(call, images.count * g.filters, products, [&](int64_t i) {
-    const int64_t filter = i % g.filters;
-    const float* input = images.data + i / g.filters * layout.image + filter / group_filters_ * group_stride_;
-    correlate_filter(input, images.first + i / g.filters, filter, y + i * positions);
+void AnalogConv::Plan::correlate(const Call& call, const Images& images, const std::vector<int64_t>& filters,
+                                 float* y) const {
+  const auto count = static_cast<int64_t>(filters.size());
+  const int64_t products = images.count * count * positions * static_cast<int64_t>(taps_.size());
+  parallel_if_worth(call, images.count * count, products, [&](int64_t i) {
+    const int64_t image = i / count;
+    const int64_t filter = filters[static_cast<size_t>(i % count)];
+    const float* input = images.data + image * layout.image + filter / group_filters_ * group_stride_;
+    correlate_filter(input, images.first + image, filter, y + (image * g.filters + filter) * positions);
   });
 }
 

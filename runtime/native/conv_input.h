@@ -40,11 +40,19 @@ struct Images {
 void lay_out_channel(const ConvGeometry& geometry, const InputLayout& layout, const float* source,
                      float* target);
 
+// Room of this thread for images that are laid out, one at a time.
+float* room_for_images(int64_t size);
+
+// What inspects nothing, for the function below.
+constexpr auto kNoInspection = [](int64_t, const float*) {};
+
 // Calls use(images) for all images of X in turn, a portion at a time where they must be copied, converted if
-// there is a DAC. If `with_slack`, kSlack floats may be read past the last image.
-template <class Use>
+// there is a DAC. If `with_slack`, kSlack floats may be read past the last image. Calls inspect(image,
+// values), from any thread, for every channel that is copied.
+template <class Inspect, class Use>
 void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layout, const float* x,
-                const std::optional<Converter>& dac, bool with_slack, const Use& use) {
+                const std::optional<Converter>& dac, bool with_slack, const Inspect& inspect,
+                const Use& use) {
   constexpr int64_t kPortion = 1 << 20;  // floats; at least one image
   const int64_t channel = g.input[0] * g.input[1] * g.input[2];
   if (g.padded == g.input && layout.stride == 1 && !with_slack && !dac) {
@@ -52,8 +60,7 @@ void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layo
     return;
   }
   const int64_t portion = std::min(g.images, std::max<int64_t>(1, kPortion / layout.image));
-  thread_local Buffer buffer;
-  float* const laid_out = buffer.reserve(portion * layout.image + kSlack);  // of this thread, for all of them
+  float* const laid_out = room_for_images(portion * layout.image + kSlack);  // for all threads
   std::fill_n(laid_out + portion * layout.image, kSlack, 0.0f);
   for (int64_t first = 0; first < g.images; first += portion) {
     const int64_t count = std::min(portion, g.images - first);
@@ -61,6 +68,7 @@ void for_images(const Call& call, const ConvGeometry& g, const InputLayout& layo
       float* target = laid_out + i * layout.channel;
       lay_out_channel(g, layout, x + (first * g.channels + i) * channel, target);
       if (dac) kernels().matrix.quantise(target, layout.channel, *dac, target);
+      inspect(first + i / g.channels, target);
     });
     use(Images{laid_out, first, count, count * layout.image + kSlack});
   }

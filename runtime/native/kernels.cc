@@ -7,11 +7,12 @@
 
 namespace cnpass {
 
-#define CNPASS_DECLARE(isa)           \
-  namespace isa {                     \
-  extern const RandomKernels kRandom; \
-  extern const PairKernels kPairs;    \
-  extern const MatrixKernels kMatrix; \
+#define CNPASS_DECLARE(isa)               \
+  namespace isa {                         \
+  extern const RandomKernels kRandom;     \
+  extern const PairKernels kPairs;        \
+  extern const MatrixKernels kMatrix;     \
+  extern const WinogradKernels kWinograd; \
   }
 
 #if defined(CNPASS_X86)  // by the build, which then has these three levels
@@ -38,9 +39,9 @@ Kernels choose() {
   if (level != "v1" && level != "v3" && level != "v4") {
     throw Error("environment variable CNPASS_ISA is \"" + level + "\", must be v1, v3 or v4");
   }
-  if (level == "v4" && has_v4()) return {"v4", v4::kRandom, v4::kPairs, v4::kMatrix};
-  if (level != "v1" && has_v3()) return {"v3", v3::kRandom, v3::kPairs, v3::kMatrix};
-  return {"v1", v1::kRandom, v1::kPairs, v1::kMatrix};
+  if (level == "v4" && has_v4()) return {"v4", v4::kRandom, v4::kPairs, v4::kMatrix, v4::kWinograd};
+  if (level != "v1" && has_v3()) return {"v3", v3::kRandom, v3::kPairs, v3::kMatrix, v3::kWinograd};
+  return {"v1", v1::kRandom, v1::kPairs, v1::kMatrix, v1::kWinograd};
 }
 
 }  // namespace
@@ -51,7 +52,7 @@ CNPASS_DECLARE(generic)
 
 namespace {
 Kernels choose() {
-  return {"generic", generic::kRandom, generic::kPairs, generic::kMatrix};
+  return {"generic", generic::kRandom, generic::kPairs, generic::kMatrix, generic::kWinograd};
 }
 }  // namespace
 

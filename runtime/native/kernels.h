@@ -137,11 +137,31 @@ struct MatrixKernels {
 
 constexpr int64_t kSlack = 64;  // at least tile_columns of every instruction set
 
+// The transforms of Winograd's convolution (winograd.h). The 16 elements of a transformed square lie `stride`
+// floats apart, row by row.
+struct WinogradKernels {
+  // G w G^T, [16][depth][rows], from [depth][9][rows]. Reads up to kSlack floats past the weights; writes up
+  // to as many behind each element's, where it has room for `room` times `rows`.
+  void (*transform_weights)(const float* weights, int64_t rows, int64_t depth, int64_t room, float* out,
+                            int64_t stride);
+  // B^T d B of one panel of columns, [16][depth][tile_columns], from [depth][16][tile_columns].
+  void (*transform_input)(const float* patches, int64_t depth, float* out, int64_t stride);
+  // A^T m A, [4][count], of [16][count]; reads and writes whole vectors.
+  void (*transform_output)(const float* products, int64_t stride, int64_t count, float* out,
+                           int64_t out_stride);
+  // factor * value + offset, of `even` and `odd` in turn.
+  void (*interleave)(const float* even, const float* odd, int64_t count, float factor, float offset,
+                     float* out);
+  // Whether all values lie between -bound and bound; NaN does not.
+  bool (*within)(const float* values, int64_t count, float bound);
+};
+
 struct Kernels {
   const char* name;
   const RandomKernels& random;
   const PairKernels& pairs;
   const MatrixKernels& matrix;
+  const WinogradKernels& winograd;
 };
 
 // The kernels for this machine, or for the lower instruction set that CNPASS_ISA (v1, v3, v4) asks for.

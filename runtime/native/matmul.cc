@@ -39,12 +39,13 @@ class AnalogMatMul : public Op {
     const int64_t sample_rows = samples > 0 ? rows / samples : 1;
     const Reading reading(periphery_, weights_.draws(), chip, call.optional_input(3), samples,
                           checked_madd(sample_rows, columns, 0), depth);
-    const auto packed = weights_.packed(
-        call, w, chip, [&](const Dims&, const Dims& strides, const float* weight, Buffer* target) {
-          WeightMatrix matrix{1, columns, depth, 0, strides[1], std::vector<int64_t>(depth)};
-          for (int64_t k = 0; k < depth; ++k) matrix.depth_offsets[k] = k * strides[0];
-          pack_right(call, matrix, reading, weight, target);
-        });
+    const auto packed =
+        weights_.packed(call, w, chip, Packing::kPanels,
+                        [&](const Dims&, const Dims& strides, const float* weight, Buffer* target) {
+                          WeightMatrix matrix{1, columns, depth, 0, strides[1], std::vector<int64_t>(depth)};
+                          for (int64_t k = 0; k < depth; ++k) matrix.depth_offsets[k] = k * strides[0];
+                          pack_right(call, matrix, reading, weight, target);
+                        });
     float* y = call.output(y_dims);
 
     Buffer converted;

@@ -23,15 +23,14 @@ void for_depth_blocks(const WeightMatrix& matrix, const Reading& reading, const 
   }
 }
 
-// Whether the values of a row follow each other in memory.
-bool lies_together(const std::vector<int64_t>& offsets) {
-  for (size_t k = 0; k < offsets.size(); ++k) {
-    if (offsets[k] != static_cast<int64_t>(k)) return false;
+}  // namespace
+
+bool lies_together(const std::vector<int64_t>& depth_offsets) {
+  for (size_t k = 0; k < depth_offsets.size(); ++k) {
+    if (depth_offsets[k] != static_cast<int64_t>(k)) return false;
   }
   return true;
 }
-
-}  // namespace
 
 void pack_left(const Call& call, const WeightMatrix& matrix, const Reading& reading, const float* weight,
                Buffer* packed) {
@@ -137,7 +136,8 @@ Dims Weights::effective(const Dims& dims) const {
   return permuted;
 }
 
-bool Weights::current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const {
+bool Weights::current(const Snapshot& snapshot, const Tensor& weight, int64_t chip, Packing packing) const {
+  if (snapshot.packing != packing) return false;
   if (snapshot.chip != chip && !programmer_.transparent()) return false;
   if (constant_dims_) return true;
   return snapshot.dims == weight.dims &&
@@ -145,7 +145,7 @@ bool Weights::current(const Snapshot& snapshot, const Tensor& weight, int64_t ch
 }
 
 std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& weight, int64_t chip,
-                                              const Pack& pack) const {
+                                              Packing packing, const Pack& pack) const {
   if (chip < kIdealChip || chip > kMaxChip) {
     throw Error("input \"chip\" is " + std::to_string(chip) + ", must be between -1 and " +
                 std::to_string(kMaxChip));
@@ -155,7 +155,7 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
     const std::lock_guard<std::mutex> lock(mutex_);
     kept = snapshot_;
   }
-  if (kept != nullptr && current(*kept, weight, chip)) return kept->packed;
+  if (kept != nullptr && current(*kept, weight, chip, packing)) return kept->packed;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (snapshot_ == kept) snapshot_.reset();
@@ -168,6 +168,7 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
   if (count > kMaxElements) throw Error("input \"W\" has too many elements");
   auto fresh = std::make_shared<Snapshot>();
   fresh->chip = chip;
+  fresh->packing = packing;
   fresh->dims = weight.dims;
   const float* values = weight.floats();
   if (!constant_dims_) fresh->stored.assign(values, values + count);

@@ -27,6 +27,9 @@ struct WeightMatrix {
   std::vector<int64_t> depth_offsets;
 };
 
+// Whether the values of a row follow each other in memory.
+bool lies_together(const std::vector<int64_t>& depth_offsets);
+
 // Weights in the order in which they are multiplied. The blocks of `reading` come one after another (within a
 // group); a block holds panels.
 //
@@ -38,6 +41,10 @@ void pack_right(const Call& call, const WeightMatrix& matrix, const Reading& rea
                 Buffer* packed);
 // Rows as they are, for kernels that read them one by one.
 void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weight, Buffer* packed);
+
+// What `Pack` below makes of a weight; the same node may need one for inputs of one shape, and another for
+// others.
+enum class Packing { kPanels, kRows, kSquares };
 
 class Weights {
  public:
@@ -57,20 +64,21 @@ class Weights {
   // Dimensions as the op uses them, of a weight stored with `dims`.
   Dims effective(const Dims& dims) const;
 
-  // The weight for `chip`, as `pack` leaves it; `pack` gets the effective dimensions and strides. The result
-  // stays valid while other threads ask for other chips.
-  std::shared_ptr<const Buffer> packed(const Call& call, const Tensor& weight, int64_t chip,
+  // The weight for `chip`, as `pack` leaves it, which does what `packing` says; it gets the effective
+  // dimensions and strides. The result stays valid while other threads ask for other chips.
+  std::shared_ptr<const Buffer> packed(const Call& call, const Tensor& weight, int64_t chip, Packing packing,
                                        const Pack& pack) const;
 
  private:
   struct Snapshot {
     int64_t chip;
+    Packing packing;
     Dims dims;                  // of the stored weight
     std::vector<float> stored;  // the stored weight, unless it is a constant
     std::shared_ptr<const Buffer> packed;
   };
 
-  bool current(const Snapshot& snapshot, const Tensor& weight, int64_t chip) const;
+  bool current(const Snapshot& snapshot, const Tensor& weight, int64_t chip, Packing packing) const;
 
   FullScale full_scale(const Tensor& weight) const;
 

@@ -17,6 +17,7 @@ CONV_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
     "2d": ((2, 3, 9, 8), (5, 3, 3, 2), {"pads": [1, 0, 2, 1]}),
     "2d-plain": ((3, 2, 6, 6), (4, 2, 5, 5), {}),
     "3d": ((1, 2, 5, 6, 7), (3, 2, 2, 3, 1), {"strides": [1, 2, 3], "pads": [0, 1, 0, 1, 1, 0]}),
+    "squares": ((2, 20, 9, 8), (24, 20, 3, 3), {"pads": [1, 1, 1, 1]}),  # Winograd's, in the library
     "groups": ((2, 6, 7, 7), (9, 2, 3, 3), {"group": 3, "pads": [1, 1, 1, 1]}),
     "depthwise": ((2, 8, 7, 6), (16, 1, 3, 3), {"group": 8, "strides": [2, 2]}),
     "dilations": ((1, 3, 12, 13), (4, 3, 3, 3), {"dilations": [2, 3], "strides": [2, 1]}),

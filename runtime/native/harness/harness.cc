@@ -156,17 +156,20 @@ Dims stored_dims(Random& random, const Dims& dims, Attributes& a) {
 Case make_conv(Random& random) {
   Case made;
   made.op = "AnalogConv";
-  made.axes = static_cast<size_t>(random.integer(1, 3));
   Attributes& a = made.attributes;
-  const bool depthwise = random.chance(0.3);
-  const int64_t group = random.of<int64_t>({1, 1, 2, 3, 8});
-  const int64_t channels = depthwise ? 1 : random.of<int64_t>({1, 3, 7, 40});
-  const int64_t filters = random.integer(1, depthwise ? 2 : 20);
-  const Dims kernel = random.integers(made.axes, 1, 4);
-  Dims dilations = random.integers(made.axes, 1, 3);
+  const bool squares = random.chance(0.2);  // what Winograd's convolution is for
+  const bool depthwise = !squares && random.chance(0.3);
+  made.axes = squares ? 2 : static_cast<size_t>(random.integer(1, 3));
+  const int64_t group = squares ? random.integer(1, 2) : random.of<int64_t>({1, 1, 2, 3, 8});
+  const int64_t channels = squares     ? random.of<int64_t>({16, 20, 33})
+                           : depthwise ? 1
+                                       : random.of<int64_t>({1, 3, 7, 40});
+  const int64_t filters = squares ? random.integer(16, 40) : random.integer(1, depthwise ? 2 : 20);
+  const Dims kernel = squares ? Dims{3, 3} : random.integers(made.axes, 1, 4);
+  Dims dilations = random.integers(made.axes, 1, squares ? 1 : 3);
   a["group"] = group;
   a["kernel_shape"] = kernel;
-  a["strides"] = random.integers(made.axes, 1, 3);
+  a["strides"] = random.integers(made.axes, 1, squares ? 1 : 3);
   a["dilations"] = dilations;
   if (random.chance(0.5)) {
     a["pads"] = random.integers(2 * made.axes, 0, 2);
