@@ -17,7 +17,7 @@ constexpr int64_t kRowBlock = 516;    // a multiple of tile_rows of every instru
 constexpr int64_t kChannelChunk = 8;  // transformed at once, in the first-level cache
 
 // What transforming a channel or a filter of a square costs, in multiply-accumulates.
-constexpr double kTransformWork = 100.0;
+constexpr double kTransformWork = 150.0;
 
 // Inputs and weights up to this magnitude overflow nowhere: over 2^24 channels, sums stay below
 // 81 * 2^24 * 2^96 (4 inputs make an element of B^T d B, 9/4 weights one of G g G^T, 9 products an output).
@@ -50,9 +50,8 @@ Winograd::Winograd(const ConvGeometry& geometry, const Reading& reading)
       layout_(squares_),
       channels_(geometry.channels / geometry.groups),
       filters_(geometry.filters / geometry.groups) {
-  pays_ = fits(g_) && !reading_.active() && reading_.tile() == kTaps * channels_ &&
-          work() < static_cast<double>(g_.output[1] * g_.output[2]) *
-                       static_cast<double>(kTaps * channels_ * filters_);
+  pays_ = fits(g_) && work() < static_cast<double>(g_.output[1] * g_.output[2]) *
+                                   static_cast<double>(kTaps * channels_ * filters_);
   if (!pays_) return;
   add_blocks();
   taps_.reserve(static_cast<size_t>(channels_ * kElements));
@@ -76,14 +75,16 @@ double Winograd::work() const {
 
 void Winograd::add_blocks() {
   const int64_t rows = kTaps * channels_;
+  const bool active = reading_.active();  // else sums go on from tile to tile
   for (int64_t row = 0, tile = 0; row < rows; row += reading_.tile(), ++tile) {
     const int64_t end = std::min(rows, row + reading_.tile());
     const int64_t begin = row / kTaps;
     const int64_t last = divide_up(end, kTaps);
     for (int64_t channel = begin; channel < last; channel += kDepthBlock) {
       const int64_t channels = std::min(kDepthBlock, last - channel);
-      blocks_.push_back(
-          {tile, channel == begin, channel + channels == last, channel, channels, row, end, depth_});
+      const bool starts = channel == begin && (active || row == 0);
+      const bool ends = channel + channels == last && (active || end == rows);
+      blocks_.push_back({tile, starts, ends, channel, channels, row, end, depth_});
       depth_ += channels;
     }
   }
@@ -168,10 +169,14 @@ void Winograd::multiply_block(const Images& images, const float* packed, const f
   const int64_t product_stride = stride * height + kSlack;
   thread_local Buffer input_buffer;
   thread_local Buffer products_buffer;
+  thread_local Buffer outputs_buffer;
   thread_local Buffer sums_buffer;
+  thread_local Buffer noise_buffer;
   float* input = input_buffer.reserve(kElements * input_stride);
   float* products = products_buffer.reserve(kElements * product_stride);
-  float* sums = sums_buffer.reserve(4 * stride);
+  float* outputs = outputs_buffer.reserve(4 * stride);
+  float* sums = reading_.active() ? sums_buffer.reserve(height * 4 * stride) : nullptr;
+  float* noise = reading_.noisy() ? noise_buffer.reserve(height * 4 * stride) : nullptr;
   const int64_t offset = group * channels_ * layout_.channel;
   const Patches patches{images.data + offset,
                         images.readable - offset,
@@ -191,11 +196,18 @@ void Winograd::multiply_block(const Images& images, const float* packed, const f
                       products + element * product_stride, stride);
     }
     if (!block.last) continue;
+    if (noise != nullptr) draw_noise(block.tile, images.first, first_filter, height, runs, noise, stride);
     for (int64_t i = 0; i < height; ++i) {
-      kernels().winograd.transform_output(products + i * stride, product_stride, stride, sums, stride);
+      kernels().winograd.transform_output(products + i * stride, product_stride, stride, outputs, stride);
+      const float* total = outputs;
+      if (sums != nullptr) {
+        const Readout readout = reading_.readout(noise != nullptr ? noise + i * 4 * stride : nullptr);
+        kernel.read_out(outputs, 4 * stride, readout, block.tile > 0, sums + i * 4 * stride);
+        total = sums + i * 4 * stride;
+      }
+      if (&block != &blocks_.back()) continue;
       const int64_t filter = first_filter + i;
-      write(sums, stride, bias != nullptr ? bias[filter] : 0.0f, runs,
-            y + filter * g_.output[1] * g_.output[2]);
+      write(total, stride, bias != nullptr ? bias[filter] : 0.0f, runs, y + filter * positions());
     }
   }
 }
@@ -231,10 +243,69 @@ std::vector<Winograd::Run> Winograd::runs_of(int64_t column, int64_t width) cons
   return runs;
 }
 
+// Standard normals for `height` filters, as the sums of squares lie; images are counted from `image` on.
+void Winograd::draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height,
+                          const std::vector<Run>& runs, float* noise, int64_t stride) const {
+  constexpr int64_t kLong = 64;  // as many normals are drawn at once
+  const int64_t across = g_.output[2];
+  thread_local Buffer drawn_buffer;
+  for (size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
+    const Run& run = runs[begin];
+    const int64_t sample = image + run.image;
+    if (across >= kLong) {  // two rows of a run
+      end = begin + 1;
+      const int64_t count = std::min(2 * run.count, across - run.x);
+      const int64_t rows = std::min<int64_t>(2, g_.output[1] - run.y);
+      float* drawn = drawn_buffer.reserve(2 * count);
+      for (int64_t i = 0; i < height; ++i) {
+        const int64_t first = (filter + i) * positions() + run.y * across + run.x;
+        for (int64_t row = 0; row < rows; ++row) {
+          reading_.draw(tile, sample, first + row * across, count, drawn + row * count);
+        }
+        split(run, drawn, count, noise + i * 4 * stride, stride);
+      }
+      continue;
+    }
+    // All rows of the image that runs are in, or its whole maps, which follow each other.
+    while (end < runs.size() && runs[end].image == run.image) ++end;
+    const int64_t first = run.y * across;
+    const int64_t count = std::min(runs[end - 1].y + 2, g_.output[1]) * across - first;
+    float* drawn = drawn_buffer.reserve(height * count);
+    if (count == positions()) {
+      reading_.draw(tile, sample, filter * count, height * count, drawn);
+    } else {
+      for (int64_t i = 0; i < height; ++i) {
+        reading_.draw(tile, sample, (filter + i) * positions() + first, count, drawn + i * count);
+      }
+    }
+    for (int64_t i = 0; i < height; ++i) {
+      for (size_t r = begin; r < end; ++r) {
+        const float* from = drawn + i * count + runs[r].y * across + runs[r].x - first;
+        split(runs[r], from, across, noise + i * 4 * stride, stride);
+      }
+    }
+  }
+}
+
+// Brings two rows of values, `row` floats apart, in the order of the sums of squares.
+void Winograd::split(const Run& run, const float* values, int64_t row, float* out, int64_t stride) const {
+  const int64_t width = std::min(2 * run.count, g_.output[2] - run.x);
+  const int64_t rows = std::min<int64_t>(2, g_.output[1] - run.y);
+  for (int64_t i = 0; i < rows; ++i, values += row, out += 2 * stride) {
+    float* even = out + run.column;
+    float* odd = even + stride;
+    for (int64_t j = 0; j < width / 2; ++j) {
+      even[j] = values[2 * j];
+      odd[j] = values[2 * j + 1];
+    }
+    if (width % 2 != 0) even[width / 2] = values[width - 1];
+  }
+}
+
 // One filter's squares, `stride` floats between the four outputs, into its maps, of which y is the first.
 void Winograd::write(const float* sums, int64_t stride, float bias, const std::vector<Run>& runs,
                      float* y) const {
-  const int64_t image = g_.filters * g_.output[1] * g_.output[2];
+  const int64_t image = g_.filters * positions();
   const int64_t across = g_.output[2];
   thread_local Buffer rows_buffer;
   float* rows = rows_buffer.reserve(2 * 2 * stride);

@@ -50,7 +50,7 @@ class Winograd {
   // Channels whose products are added up before the sums so far are touched.
   struct Block {
     int64_t tile;
-    bool first;  // of its tile
+    bool first;  // of the sums that are read out, or of all
     bool last;
     int64_t channel;
     int64_t channels;
@@ -68,6 +68,7 @@ class Winograd {
     int64_t y;
   };
 
+  int64_t positions() const { return g_.output[1] * g_.output[2]; }  // per image and filter
   void add_blocks();
   double work() const;
   void multiply_block(const Images& images, const float* packed, const float* bias, int64_t group,
@@ -75,6 +76,9 @@ class Winograd {
   void transform_input(const Patches& patches, const Block& block, int64_t column, int64_t width, float* out,
                        int64_t stride) const;
   std::vector<Run> runs_of(int64_t column, int64_t width) const;
+  void draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height, const std::vector<Run>& runs,
+                  float* noise, int64_t stride) const;
+  void split(const Run& run, const float* values, int64_t row, float* out, int64_t stride) const;
   void write(const float* sums, int64_t stride, float bias, const std::vector<Run>& runs, float* y) const;
 
   const ConvGeometry& g_;

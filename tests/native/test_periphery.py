@@ -124,6 +124,13 @@ def test_matmul(run_op, x, w, rows, kind):
 SPLITS = {
     "conv": ("AnalogConv", (13, 20, 9, 9), (30, 20, 3, 3), {"pads": [1] * 4}),
     "small images": ("AnalogConv", (13, 70, 2, 2), (300, 70, 3, 3), {"pads": [1] * 4}),
+    "squares": ("AnalogConv", (13, 40, 9, 10), (50, 40, 3, 3), {"pads": [1] * 4, "tile_rows": 150}),
+    "long rows": (
+        "AnalogConv",
+        (7, 40, 5, 71),
+        (50, 40, 3, 3),
+        {"pads": [1] * 4, "tile_rows": 150},
+    ),
     "depthwise": ("AnalogConv", (13, 24, 11, 13), (24, 1, 3, 3), {"pads": [1] * 4, "group": 24}),
     "1-D": ("AnalogConv", (13, 3, 400), (5, 3, 7), {"dilations": [2]}),
     "matmul": ("AnalogMatMul", (130, 300), (300, 70), {}),
@@ -145,7 +152,7 @@ def case(request, make_model):
     x, w = floats(generator, *x_shape), floats(generator, *w_shape)
     inputs = {"x": x, "w": w, **({"b": None} if op == "AnalogConv" else {}), "chip": np.array(0)}
     inputs |= {"first_sample": np.array(0)}
-    return make_model(op, inputs, {"x", "chip", "first_sample"}, NODE | attributes | EVERYTHING), x
+    return make_model(op, inputs, {"x", "chip", "first_sample"}, NODE | EVERYTHING | attributes), x
 
 
 def test_batch_splits_and_threads(case, make_session):
