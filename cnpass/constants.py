@@ -68,10 +68,7 @@ class StoredValues(LazyValues):  # type: ignore[misc] # graphsurgeon has no type
     def _dense(self, tensor: TensorProto) -> np.ndarray:
         if external.is_external(tensor):
             tensor = external.read(tensor, self.folder)
-        try:
-            return np.array(numpy_helper.to_array(tensor))
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"values of tensor {tensor.name!r} cannot be read: {error}") from None
+        return np.array(inline_values(tensor))
 
 
 class StoredConstant(gs.Constant):  # type: ignore[misc] # graphsurgeon has no types
@@ -121,6 +118,18 @@ class StoredConstant(gs.Constant):  # type: ignore[misc] # graphsurgeon has no t
             renamed.name = self.name
             return renamed
         return source
+
+
+def inline_values(tensor: TensorProto) -> np.ndarray:
+    """The values of a tensor that holds them itself.
+
+    Raises:
+        ModelError: they do not fit its shape or type.
+    """
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"values of tensor {tensor.name!r} cannot be read: {error}") from None
 
 
 def _same_bits(values: np.ndarray, stored: StoredValues) -> bool:

@@ -24,7 +24,7 @@ _OPS = frozenset(
     }
 )
 
-_FAILURES = (
+FAILURES = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -33,6 +33,7 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
+"""What ONNX's reference raises where a node breaks the rules of its operator."""
 
 
 def fold(model: ModelProto, known: Mapping[str, tuple[int | None, ...]], opset: int) -> bool:
@@ -74,7 +75,7 @@ def _stored(tensor: TensorProto) -> np.ndarray | None:
         return None
     try:
         return numpy_helper.to_array(tensor)
-    except _FAILURES:  # it holds no values, or fewer than its shape says
+    except FAILURES:  # it holds no values, or fewer than its shape says
         return None
 
 
@@ -110,7 +111,7 @@ def result(
         else:
             outputs: Any = ReferenceEvaluator(node, opsets={"": opset}).run(None, inputs)
             computed = np.asarray(outputs[0])
-    except _FAILURES:  # a model that breaks the rules of its operators: its shape stays unknown
+    except FAILURES:  # a model that breaks the rules of its operators: its shape stays unknown
         return None
     return computed if computed.size <= _LARGEST else None
 

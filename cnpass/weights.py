@@ -17,7 +17,10 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 
 from cnpass.constants import StoredConstant, constant_values
-from cnpass.nodes import bodies, key, node_proto
+from cnpass.errors import ModelError
+from cnpass.external import is_external
+from cnpass.nodes import bodies, key, label, node_proto
+from cnpass.shape_arithmetic import FAILURES
 
 Kind = Literal["initializer", "constant", "converted"]
 
@@ -360,7 +363,11 @@ _FOLLOW: dict[str, Callable[[_Trace, gs.Node, int], _Trace | None]] = {
 
 
 def _evaluate(tensor: gs.Tensor, opset: int) -> np.ndarray:
-    """Run the nodes that make a constant, in ONNX's own reference."""
+    """Run the nodes that make a constant, in ONNX's own reference.
+
+    Raises:
+        ModelError: a node breaks the rules of its operator.
+    """
     array = constant_array(tensor)
     if array is not None:
         return array
@@ -369,6 +376,16 @@ def _evaluate(tensor: gs.Tensor, opset: int) -> np.ndarray:
     node, trace = tensor.inputs[0], _trace(tensor)
     if node.op in _RESHAPES and trace is not None:  # of which the reference knows the newest versions only
         return _evaluate(node.inputs[0], opset).reshape(trace.shape)
+    proto = node_proto(node)
+    if any(is_external(attribute.t) for attribute in proto.attribute):
+        # ONNX's reference would look for it in the working folder.
+        raise ModelError(
+            f"node {label(node)!r} keeps an attribute in another file; only weights may be there"
+        )
     feeds = {t.name: _evaluate(t, opset) for t in node.inputs if t.name}
-    outputs: Any = ReferenceEvaluator(node_proto(node), opsets={"": opset}).run(None, feeds)
+    try:
+        outputs: Any = ReferenceEvaluator(proto, opsets={"": opset}).run(None, feeds)
+    except FAILURES as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"node {label(node)!r} cannot be computed: {reason}") from error
     return np.asarray(outputs[0])

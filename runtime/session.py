@@ -86,7 +86,7 @@ class Session:
         Raises:
             UsageError: `chip` is out of range, or the model has no analog nodes to which it would apply.
             DataError: the inputs do not fit the model.
-            ModelError: a node failed; the text names it.
+            ModelError: a node failed, which the text names, or an input has a type that NumPy has not.
         """
         import onnxruntime as ort
 
@@ -126,6 +126,11 @@ class Session:
                 feeds[name] = value
                 continue
             array, dtype = np.asarray(value), self._types[name]
+            if dtype is not None and dtype.kind == "V":
+                raise ModelError(
+                    f"input {name!r} of {self._name} is {dtype}, of which ONNX Runtime takes no arrays;"
+                    " let the model take float32 and cast it"
+                )
             if dtype is not None and not np.can_cast(array.dtype, dtype, casting="same_kind"):
                 raise DataError(f"input {name!r} of {self._name} is {dtype}, the data are {array.dtype}")
             if name in self._scalars and array.size == 1:

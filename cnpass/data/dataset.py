@@ -48,7 +48,7 @@ class Split:
         for name, array in arrays.items():
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             if array.size:
-                digest.update(np.ascontiguousarray(array).data.cast("B"))
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
 

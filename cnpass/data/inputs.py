@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from cnpass.errors import DataError, ModelError
 from cnpass.runtime.ops import META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT
 
 RANDOM_SAMPLES = {"train": 1024, "val": 256, "test": 256}
+RANDOM_BYTES = 1 << 34
+"""Random inputs that would take more are not made."""
 RANDOM_NOTE = (
     "no data given, so random inputs: figures say how far outputs move, not how accurate the model is"
 )
@@ -41,7 +44,7 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     """The inputs that need data, in the model's order.
 
     Raises:
-        ModelError: there is none, or one is no tensor of numbers.
+        ModelError: there is none, or one is no tensor of numbers of a known type.
     """
     specs = [_spec(value) for value in data_inputs(proto)]
     if not specs:
@@ -66,10 +69,14 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
     if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
         raise ModelError(f"input '{value.name}' is no tensor of numbers; such models are not supported")
     tensor = value.type.tensor_type
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError:
+        raise ModelError(f"input '{value.name}' has the unknown type {tensor.elem_type}") from None
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(_size(dim) for dim in tensor.shape.dim)
-    return InputSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+    return InputSpec(value.name, dtype, shape)
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
@@ -91,7 +98,7 @@ def random_dataset(specs: list[InputSpec], seed: int = 0) -> Dataset:
     """Random samples without labels: standard normal numbers, or zeros and ones for integer inputs.
 
     Raises:
-        DataError: the shape of a sample is not fixed.
+        DataError: the shape of a sample is not fixed, or so large that nobody can mean it.
     """
     generator = np.random.default_rng(seed)
     train, val, test = (
@@ -107,6 +114,8 @@ def _draw(spec: InputSpec, count: int, generator: np.random.Generator) -> Array:
         raise DataError(
             f"input '{spec.name}' has no fixed shape, so random inputs cannot be made; give --data"
         )
+    if count * prod(sizes) * spec.dtype.itemsize > RANDOM_BYTES:
+        raise DataError(f"random inputs of shape {sizes} for input '{spec.name}' would take too much memory")
     drawn: npt.NDArray[np.generic]
     if np.issubdtype(spec.dtype, np.integer) or spec.dtype == np.bool_:
         drawn = generator.integers(0, 2, (count, *sizes))

@@ -115,7 +115,7 @@ def chosen_devices(recipe: EvaluateRecipe, document: Document) -> list[DeviceMod
     asked = recipe.device is not None or recipe.sigma is not None or bool(recipe.param)
     if attributes is not None and not asked:
         return [None]
-    name = recipe.device or (DEFAULT_DEVICE if attributes is None else str(attributes["device"]))
+    name = recipe.device or str((attributes or {}).get("device", DEFAULT_DEVICE))
     if name == PROGRAMMED:
         raise UsageError(
             "the model's weights are programmed by nodes of its own; --sigma and --param do not apply"

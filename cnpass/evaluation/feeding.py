@@ -22,6 +22,8 @@ CACHE_BYTES = 4 << 20
 MAX_BATCH = 64
 MAX_PORTABLE_BATCH = 256
 """Function bodies draw the chip anew in every run, so there larger batches pay."""
+LARGEST_RUN = 1 << 34
+"""Bytes of inputs; a model that fixes a batch of more is refused."""
 PROBES = 3
 """Samples on which results of one batch and of one sample at a time are compared."""
 TOLERANCE = 1e-4
@@ -150,6 +152,9 @@ def arrange(
 
     Returns:
         The model to use, how to feed it, and a sentence if that is not the usual way.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or its batch is larger than memory.
     """
     probes = {name: array[:PROBES] for name, array in inputs.items()}
     size = sum(array[0].nbytes for array in inputs.values())
@@ -159,6 +164,8 @@ def arrange(
         fixed = batching.fixed_batch(document.to_proto())
     except batching.NotFreeableError as reason:
         return document, Feed(1), f"samples run one by one: {reason}"
+    if (fixed or 0) * size > LARGEST_RUN:
+        raise ModelError(f"the model fixes a batch of {fixed} samples, which would take too much memory")
     if fixed is None:
         session = open_session(document, folder, "probe")
         if _agree(session, Feed(1), session, Feed(PROBES), probes):

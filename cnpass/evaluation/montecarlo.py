@@ -211,7 +211,7 @@ class MonteCarlo:
                     document, document, str(attributes["device"]), {}, int(attributes.get("seed", 0))
                 )
         if seed is None:
-            seed = 0 if attributes is None else int(attributes["seed"])
+            seed = 0 if attributes is None else int(attributes.get("seed", 0))
         mapped = document.copy()
         MapCrossbar(device=device, seed=seed, portable="auto" if has_library() else "always")(mapped)
         if not has_library() and _SLOWER not in self.notes:

@@ -30,6 +30,7 @@ from cnpass.runtime.devices import make_device
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.lift import lift
+from cnpass.training.rules.dtypes import from_array
 from cnpass.training.validation import Validator
 
 FEWEST_CHIPS = 4
@@ -105,7 +106,7 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         self._supernet = Supernet(base, job.nodes, job.kinds, job.ratios, seed=0)
         device = torch.device(job.torch_device)
         self._forward = Forward(lift(Document.load(job.network)).to(device), job.rows)
-        inputs = tuple(torch.from_numpy(np.load(path)).to(device) for path in job.inputs)
+        inputs = tuple(from_array(np.load(path)).to(device) for path in job.inputs)
         programming = make_device(job.device, **job.params)
         crossbars = Crossbars(programming, job.streams, job.columns, job.copies)
         expected = np.load(job.expected)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cnpass.data import Split
 from cnpass.evaluation.feeding import by_sample
 from cnpass.training.lift import Lifted
+from cnpass.training.rules.dtypes import from_array
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Samples:
     @classmethod
     def of(cls, split: Split, names: Sequence[str], device: torch.device) -> Samples:
         """Take the arrays of a split to a torch device."""
-        inputs = tuple(torch.from_numpy(np.array(split.inputs[name])).to(device) for name in names)
-        labels = None if split.y is None else torch.from_numpy(np.array(split.y)).to(device)
+        inputs = tuple(from_array(split.inputs[name]).to(device) for name in names)
+        labels = None if split.y is None else from_array(split.y).to(device)
         return cls(inputs, labels)
 
     def __len__(self) -> int:

@@ -34,6 +34,8 @@ from cnpass.weights import RANDOM
 if TYPE_CHECKING:
     from cnpass.document import Document
 
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What kernels and their builders raise where a node's attributes or inputs are not what it should have."""
 _SEQUENCES = frozenset({"SequenceEmpty", "SequenceConstruct", "SplitToSequence"})
 """Operators that make sequences, which are no constants to keep."""
 _MAKES_ROOTS = frozenset({"Cast", "DequantizeLinear", "ConstantOfShape"})
@@ -102,19 +104,29 @@ class _Run:
 
     def __call__(self, env: dict[str, torch.Tensor | None]) -> None:
         for step in self.steps:
-            tensors = [env[name] if name else None for name in step.inputs]
+            tensors = [_read(env, name, f"node {step.label}") if name else None for name in step.inputs]
             _align(tensors, step.rule)
             try:
                 result = step.kernel(*tensors)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ModelError(f"node {step.label}: {detail}") from error
+            except _MISFITS as error:
+                raise ModelError(f"node {step.label}: {_first_line(error)}") from error
             if isinstance(result, torch.Tensor):
                 env[step.outputs[0]] = result
             else:
                 env.update(zip(step.outputs, result, strict=False))
             for name in step.free:
-                del env[name]
+                env.pop(name, None)
+
+
+def _read(env: Mapping[str, torch.Tensor | None], name: str, reader: str) -> torch.Tensor | None:
+    try:
+        return env[name]
+    except KeyError:
+        raise ModelError(f"{reader} reads {name!r}, which nothing writes") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _align(tensors: list[torch.Tensor | None], rule: Rule) -> None:
@@ -169,7 +181,8 @@ class _Subgraph:
         env.update(zip(self._captures, captured, strict=True))
         env.update(zip(self._inputs, inputs, strict=True))
         self._run(env)
-        return tuple(t for t in (env[name] for name in self._outputs) if t is not None)
+        outputs = (_read(env, name, "a subgraph") for name in self._outputs)
+        return tuple(t for t in outputs if t is not None)
 
 
 @dataclass
@@ -256,12 +269,14 @@ class _Compiler:
             outputs=max((k + 1 for k, o in enumerate(proto.output) if o), default=0),
             blocks=blocks,
         )
+        label = proto.name or next((o for o in proto.output if o), proto.op_type)
         try:
             kernel = rule.builder(node)
         except UnsupportedNodeError as error:
             self._leave_out(proto, lacking | {str(error)})
             return
-        label = proto.name or next((o for o in proto.output if o), proto.op_type)
+        except _MISFITS as error:
+            raise ModelError(f"node {label}: its attributes are no {proto.op_type}'s: {error}") from error
         step = _Step(label, kernel, (*proto.input, *captures), tuple(proto.output), rule)
         if lacking:
             self._leave_out(proto, lacking)
@@ -286,7 +301,7 @@ class _Compiler:
         env: dict[str, torch.Tensor | None] = {i: self.values[i] for i in step.inputs if i}
         with torch.no_grad():
             _Run([step], step.outputs)(env)
-        made = {o: t for o in step.outputs if o and (t := env[o]) is not None}
+        made = {o: t for o in step.outputs if o and (t := env.get(o)) is not None}
         self.values.update(made)
         floats = all(t.is_floating_point() for t in made.values())
         trained = [i for slot, i in enumerate(step.inputs) if i and step.rule.trains(slot)]
@@ -383,6 +398,8 @@ class Lifted(nn.Module):
         super().__init__()
         model = _with_keys(_inlined(model))
         compiler, graph = _compile(model)
+        if not graph.outputs:
+            raise ModelError("the model has no outputs, so there is nothing to train for")
         if problems := compiler.lacking(graph.outputs[:1]):
             raise ModelError(f"no PyTorch rule for: {', '.join(sorted(problems))}")
         outputs = [output for output in model.graph.output if output.name not in compiler.opaque]
@@ -482,7 +499,7 @@ class Lifted(nn.Module):
             shaped = tensor.reshape(()) if name in self._scalars else tensor
             env[name] = shaped.to(self._input_types[name])
         self._run(env)
-        outputs = [env[name] for name in self.output_names]
+        outputs = [_read(env, name, "the graph's list of outputs") for name in self.output_names]
         return tuple(
             t if dtype is None or t.dtype == dtype else t.to(dtype)
             for t, dtype in zip(outputs, self._output_types, strict=True)
@@ -519,10 +536,11 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     foreign = [f for f in model.functions if f.domain != DOMAIN]
     if not foreign:
         return model
-    if len(foreign) == len(model.functions):
-        return inliner.inline_local_functions(model)
     ours = [(f.domain, f.name) for f in model.functions if f.domain == DOMAIN]
-    return inliner.inline_selected_functions(model, ours, exclude=True)
+    try:
+        return inliner.inline_selected_functions(model, ours, exclude=True)
+    except (RuntimeError, ValueError) as error:  # what the inliner throws
+        raise ModelError(f"local functions cannot be inlined: {_first_line(error)}") from error
 
 
 def _with_keys(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -288,6 +289,8 @@ def test_initialised_inputs_need_no_data() -> None:
     [
         (model(), "no inputs"),
         (model(("N",), dtype=TensorProto.STRING), "'in0' is no tensor of numbers"),
+        (model(("N",), dtype=TensorProto.UNDEFINED), "'in0' has the unknown type 0"),
+        (model(("N",), dtype=127), "'in0' has the unknown type 127"),
     ],
 )
 def test_models_that_take_no_data(proto: onnx.ModelProto, said: str) -> None:
@@ -316,6 +319,17 @@ def test_random_inputs_when_there_is_nothing() -> None:
     assert not data.labelled
     assert "random inputs" in data.notes[0]
     assert data.sha256 == prepare(model((1, 3, 4, 4), (1, 2)), None, DataRecipe()).sha256
+
+
+def test_random_inputs_of_types_that_only_onnx_has() -> None:
+    data = prepare(model((1, 3), dtype=TensorProto.BFLOAT16), None, DataRecipe())
+    assert data.test.x.dtype == ml_dtypes.bfloat16
+    assert data.sha256 == prepare(model((1, 3), dtype=TensorProto.BFLOAT16), None, DataRecipe()).sha256
+
+
+def test_random_inputs_larger_than_memory() -> None:
+    with pytest.raises(DataError, match="would take too much memory"):
+        prepare(model(("N", 2**31 - 1, 2**31 - 1)), None, DataRecipe())
 
 
 @pytest.mark.parametrize("shape", [("N", "length"), None])

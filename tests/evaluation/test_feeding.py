@@ -76,6 +76,12 @@ def test_a_run_is_one_row_where_the_output_has_no_samples(tmp_path: Path) -> Non
         assert (run.metric, run.clean) == ("ser", 150.0)
 
 
+def test_a_fixed_batch_larger_than_memory(tmp_path: Path) -> None:
+    document = model(helper.make_node("Relu", ["h"], ["y"]), batch=2**31 - 1)
+    with pytest.raises(ModelError, match="fixes a batch of 2147483647 samples"):
+        arrange(document, {"x": X}, tmp_path)
+
+
 def test_labels_need_a_row_for_each_sample() -> None:
     document = model(helper.make_node("ReduceSum", ["h", "places"], ["y"], keepdims=0), batch=2)
     with pytest.raises(DataError, match="for each of 5 samples, but output 'y' has them for 3"):

@@ -18,10 +18,13 @@ from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.errors import CnpassError, DataError, ModelError
 from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo, monte_carlo
+from cnpass.evaluation.evaluate import chosen_devices
 from cnpass.evaluation.statistics import half_width
 from cnpass.passes import Pipeline
+from cnpass.passes.analog import analog_nodes
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress
+from cnpass.recipe import EvaluateRecipe
 from cnpass.runfolder import Journal
 from cnpass.runtime.devices import LogNormal
 from cnpass.runtime.reference import program_weight
@@ -106,6 +109,19 @@ def test_a_mapped_model_keeps_or_changes_its_device(document: Document, split: S
         other = run.values(run.prepare(mapped, LogNormal(sigma=0.2), 9), range(4))
         assert other == run.values(run.prepare(document, LogNormal(sigma=0.2), 9), range(4)) != plain
         assert run.clean_of(mapped) == run.clean
+
+
+def test_a_mapped_model_that_leaves_device_and_seed_to_the_caller(document: Document, split: Split) -> None:
+    mapped = document.copy()
+    MapCrossbar(device=STRONG, seed=0)(mapped)
+    for node in analog_nodes(mapped):
+        for name in ("device", "seed"):
+            del node.attrs[name]
+    [device] = chosen_devices(EvaluateRecipe(sigma=(0.5,)), mapped)
+    with MonteCarlo(document, split, workers=1) as run:
+        expected = run.values(run.prepare(document, device, 0), range(3))
+    with MonteCarlo(mapped, split, workers=1) as run:
+        assert run.values(run.prepare(mapped, device), range(3)) == expected
 
 
 def test_a_fixed_batch_changes_nothing(build, split: Split) -> None:

@@ -1,4 +1,4 @@
-"""The fuzzer: damaged models through load, inspect, map, lower and save, in processes of their own.
+"""The fuzzer: damaged models through what a user does with a model, in processes of their own.
 
     python tests/fuzz/run.py --cases 100000 --seed 0 --folder /tmp/fuzz
 

@@ -20,7 +20,7 @@ def fuzz():
     return module.fuzz
 
 
-@pytest.mark.parametrize("cases", [150, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_models_are_refused_or_survived(fuzz, tmp_path, cases):
     outcomes, failures = fuzz(tmp_path, SEED, 0, cases)
     assert failures == {}

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -110,6 +111,13 @@ def test_plain_model_has_no_chips(plain):
 def test_inputs_that_do_not_fit(plain, inputs, message):
     with pytest.raises(DataError, match=message):
         Session(plain).run(inputs)
+
+
+def test_inputs_of_a_type_that_onnx_runtime_takes_no_arrays_of(build):
+    model = build([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)])
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+    with pytest.raises(ModelError, match="is bfloat16, of which ONNX Runtime takes no arrays; let the model"):
+        Session(model).run(np.ones((2, 4), ml_dtypes.bfloat16))
 
 
 def test_declared_shape_that_does_not_fit(plain):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.mapping import plan
@@ -252,6 +254,69 @@ def test_a_node_that_does_not_fit_its_input_is_named(make) -> None:
     module = Lifted(make([node], {"x": (F, ["n", 4])}, ["y"], {"w": _random((4, 2))}))
     with pytest.raises(ModelError, match="node product"):
         module(torch.zeros(2, 3))
+
+
+def _damaged(kind: str, make) -> onnx.ModelProto:
+    """A model that ONNX Runtime would refuse."""
+    node = helper.make_node("Softmax", ["x"], ["y"], "soft", axis=1)
+    model = make([node], {"x": (F, ["n", 4])}, ["y"], {"w": _random((4,))})
+    node = model.graph.node[0]
+    if kind == "attribute":
+        node.attribute[0].CopyFrom(helper.make_attribute("axis", [1, 1]))
+    elif kind == "body":
+        node.CopyFrom(helper.make_node("Loop", ["", "", "x"], ["y"], "soft"))
+    elif kind == "input":
+        node.input[0] = "nothing"
+    elif kind == "output":
+        node.output[0] = "z"
+    elif kind == "more outputs":
+        model.graph.node.insert(0, helper.make_node("Neg", ["w"], ["v", "u"], "soft"))
+        node.CopyFrom(helper.make_node("Add", ["x", "u"], ["y"], "sum"))
+    elif kind == "outputs":
+        del model.graph.output[:]
+    elif kind == "weight":
+        model.graph.initializer[0].raw_data += b"more"
+    elif kind == "call":
+        versions = [helper.make_opsetid("", 18)]
+        body = [helper.make_node("Relu", ["p"], ["q"])]
+        model.functions.append(helper.make_function("local", "F", ["p"], ["q"], body, versions))
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        node.CopyFrom(helper.make_node("F", ["x", "x", "x"], ["y"], domain="local"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("attribute", "node soft: its attributes are no Softmax's: "),
+        ("body", "node soft: its attributes are no Loop's: "),
+        ("input", "node soft reads 'nothing', which nothing writes"),
+        ("output", "the graph's list of outputs reads 'y', which nothing writes"),
+        ("more outputs", "node sum reads 'u', which nothing writes"),
+        ("outputs", "the model has no outputs"),
+        ("weight", "values of tensor 'w' cannot be read: "),
+        ("call", "local functions cannot be inlined: "),
+    ],
+)
+def test_damaged_models_end_in_one_line(make, kind: str, text: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        Lifted(_damaged(kind, make))(torch.zeros(2, 4))
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "held"), [(np.uint16, torch.int32), (ml_dtypes.bfloat16, torch.float32)])
+def test_samples_are_held_like_weights_of_their_type(dtype, held) -> None:
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    samples = Samples.of(Split({"x": array}), ["x"], torch.device("cpu"))
+    assert samples.inputs[0].dtype == held
+    np.testing.assert_array_equal(samples.inputs[0].numpy(), array.astype(np.float32))
+
+
+def test_samples_of_types_that_torch_has_not() -> None:
+    split = Split({"x": np.zeros((2, 3), ml_dtypes.float8_e4m3fn)})
+    with pytest.raises(ModelError, match="torch has no type for float8_e4m3fn"):
+        Samples.of(split, ["x"], torch.device("cpu"))
 
 
 def test_branches_of_if_share_outer_weights_and_train(make, ort) -> None:

@@ -100,3 +100,32 @@ def test_what_is_no_weight_or_has_another_shape_is_refused(convnet) -> None:
         write_back(document, {"nothing": torch.zeros(1)})
     with pytest.raises(ModelError, match=r"fc.bias.*shape"):
         write_back(document, {"fc.bias": torch.zeros(5)})
+
+
+def test_an_attribute_in_another_file_is_not_read(make, tmp_path, monkeypatch) -> None:
+    (tmp_path / "value.bin").write_bytes(np.float32(5).tobytes())
+    monkeypatch.chdir(tmp_path)
+    value = numpy_helper.from_array(np.float32([5]))
+    value.ClearField("raw_data")
+    value.data_location = TensorProto.EXTERNAL
+    value.external_data.add(key="location", value="value.bin")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["w"], "made"),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = make(nodes, {"x": (TensorProto.FLOAT, ["n", 4])}, ["y"], {"shape": np.int64([4, 3])})
+    model.graph.node[0].attribute.append(helper.make_attribute("value", value))
+    with pytest.raises(ModelError, match="node 'made' keeps an attribute in another file"):
+        write_back(Document.from_proto(model, tmp_path), {"w": torch.ones(4, 3)})
+
+
+def test_a_node_that_breaks_its_operators_rules_is_named(make) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantise", axis=7),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    weights = {"q": np.ones((4, 3), np.int8), "scale": np.ones(3, np.float32)}
+    model = make(nodes, {"x": (TensorProto.FLOAT, ["n", 4])}, ["y"], weights)
+    with pytest.raises(ModelError, match="node 'dequantise' cannot be computed") as caught:
+        write_back(Document.from_proto(model), {"w": torch.ones(4, 3)})
+    assert "\n" not in str(caught.value)

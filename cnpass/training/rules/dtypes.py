@@ -8,8 +8,12 @@ next wider signed type, for which torch has full support.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
+
+from cnpass.constants import inline_values
+from cnpass.errors import ModelError
 
 _P = onnx.TensorProto
 TORCH_TYPES: dict[int, torch.dtype] = {
@@ -44,10 +48,24 @@ FLOAT_TYPES = frozenset({_P.FLOAT, _P.FLOAT16, _P.BFLOAT16, _P.DOUBLE})
 
 
 def from_proto(tensor: onnx.TensorProto) -> torch.Tensor | None:
-    """Read a TensorProto whose data are inside it; None where torch has no type for its elements."""
+    """Read a TensorProto whose data are inside it; None where torch has no type for its elements.
+
+    Raises:
+        ModelError: its values do not fit its shape.
+    """
     if tensor.data_type not in TORCH_TYPES:
         return None
-    array = onnx.numpy_helper.to_array(tensor)
-    target = TORCH_TYPES[tensor.data_type]
+    return from_array(inline_values(tensor))
+
+
+def from_array(array: npt.NDArray[np.generic]) -> torch.Tensor:
+    """A copy of an array as torch holds its type.
+
+    Raises:
+        ModelError: torch has no type for its elements.
+    """
+    target = TORCH_TYPES.get(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+    if target is None:
+        raise ModelError(f"torch has no type for {array.dtype} numbers")
     native = np.dtype(str(target).removeprefix("torch."))
-    return torch.from_numpy(np.array(array.astype(native), order="C", copy=True))
+    return torch.from_numpy(np.array(array, native, order="C", copy=True))
