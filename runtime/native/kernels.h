@@ -146,12 +146,8 @@ struct WinogradKernels {
                             int64_t stride);
   // B^T d B of one panel of columns, [16][depth][tile_columns], from [depth][16][tile_columns].
   void (*transform_input)(const float* patches, int64_t depth, float* out, int64_t stride);
-  // A^T m A, [4][count], of [16][count]; reads and writes whole vectors.
-  void (*transform_output)(const float* products, int64_t stride, int64_t count, float* out,
-                           int64_t out_stride);
-  // factor * value + offset, of `even` and `odd` in turn.
-  void (*interleave)(const float* even, const float* odd, int64_t count, float factor, float offset,
-                     float* out);
+  // A^T m A, two rows of 2 * count outputs, of [16][count]; `count` is one of whole vectors.
+  void (*transform_output)(const float* products, int64_t stride, int64_t count, float* out);
   // Whether all values lie between -bound and bound; NaN does not.
   bool (*within)(const float* values, int64_t count, float bound);
 };

@@ -68,8 +68,24 @@ void transform_input(const float* patches, int64_t depth, float* out, int64_t st
   }
 }
 
-void transform_output(const float* products, int64_t stride, int64_t count, float* out, int64_t out_stride) {
-  for (int64_t column = 0; column < count; column += kVector, products += kVector, out += kVector) {
+typedef int Order __attribute__((vector_size(4 * kVector)));
+
+// Of two vectors, the values in turn: order[0] gives those of the first halves, order[1] of the second.
+struct Orders {
+  Order of[2];
+};
+
+inline Orders in_turn() {
+  Orders orders;
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < kVector; ++i) orders.of[half][i] = (half * kVector + i) / 2 + i % 2 * kVector;
+  }
+  return orders;
+}
+
+void transform_output(const float* products, int64_t stride, int64_t count, float* out) {
+  const Orders orders = in_turn();
+  for (int64_t column = 0; column < count; column += kVector, products += kVector, out += 2 * kVector) {
     Vector down[2][kSide];
     for (int j = 0; j < kSide; ++j) {
       Vector m[kSide];
@@ -78,16 +94,12 @@ void transform_output(const float* products, int64_t stride, int64_t count, floa
       down[1][j] = m[1] - m[2] - m[3];
     }
     for (int i = 0; i < 2; ++i) {
-      store(out + 2 * i * out_stride, down[i][0] + down[i][1] + down[i][2]);
-      store(out + (2 * i + 1) * out_stride, down[i][1] - down[i][2] - down[i][3]);
+      const Vector even = down[i][0] + down[i][1] + down[i][2];
+      const Vector odd = down[i][1] - down[i][2] - down[i][3];
+      for (int half = 0; half < 2; ++half) {
+        store(out + 2 * i * count + half * kVector, __builtin_shuffle(even, odd, orders.of[half]));
+      }
     }
-  }
-}
-
-void interleave(const float* even, const float* odd, int64_t count, float factor, float offset, float* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[2 * i] = factor * even[i] + offset;
-    out[2 * i + 1] = factor * odd[i] + offset;
   }
 }
 
@@ -106,7 +118,7 @@ bool within(const float* values, int64_t count, float bound) {
 }  // namespace
 
 extern const WinogradKernels kWinograd;
-const WinogradKernels kWinograd = {transform_weights, transform_input, transform_output, interleave, within};
+const WinogradKernels kWinograd = {transform_weights, transform_input, transform_output, within};
 
 }  // namespace CNPASS_LEVEL
 }  // namespace cnpass

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 namespace cnpass {
 
@@ -28,6 +29,23 @@ bool fits(const ConvGeometry& g) {
   const auto one = [](const Axes& axes) { return axes[1] == 1 && axes[2] == 1; };
   return g.padded[0] == 1 && g.kernel == Axes{1, 3, 3} && one(g.stride) && one(g.dilation) &&
          g.channels / g.groups <= kMaxChannels;
+}
+
+// Most rows are short ones of one of these lengths.
+inline void copy_row(const float* source, int64_t count, float* target) {
+  const auto copy = [&](auto size) { std::memcpy(target, source, decltype(size)::value * sizeof(float)); };
+  switch (count) {
+    case 2:
+      return copy(std::integral_constant<size_t, 2>{});
+    case 4:
+      return copy(std::integral_constant<size_t, 4>{});
+    case 8:
+      return copy(std::integral_constant<size_t, 8>{});
+    case 16:
+      return copy(std::integral_constant<size_t, 16>{});
+    default:
+      std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
+  }
 }
 
 ConvGeometry squares_of(const ConvGeometry& g) {
@@ -198,7 +216,7 @@ void Winograd::multiply_block(const Images& images, const float* packed, const f
     if (!block.last) continue;
     if (noise != nullptr) draw_noise(block.tile, images.first, first_filter, height, runs, noise, stride);
     for (int64_t i = 0; i < height; ++i) {
-      kernels().winograd.transform_output(products + i * stride, product_stride, stride, outputs, stride);
+      kernels().winograd.transform_output(products + i * stride, product_stride, stride, outputs);
       const float* total = outputs;
       if (sums != nullptr) {
         const Readout readout = reading_.readout(noise != nullptr ? noise + i * 4 * stride : nullptr);
@@ -236,14 +254,16 @@ std::vector<Winograd::Run> Winograd::runs_of(int64_t column, int64_t width) cons
   for (int64_t done = 0; done < width;) {
     const int64_t square = (column + done) % per_image;
     const int64_t x = square % across;
+    const int64_t y = square / across;
     const int64_t count = std::min(across - x, width - done);
-    runs.push_back({done, count, (column + done) / per_image, 2 * x, square / across * 2});
+    runs.push_back({done, (column + done) / per_image, 2 * y, 2 * x,
+                    std::min<int64_t>(2, g_.output[1] - 2 * y), std::min(2 * count, g_.output[2] - 2 * x)});
     done += count;
   }
   return runs;
 }
 
-// Standard normals for `height` filters, as the sums of squares lie; images are counted from `image` on.
+// Standard normals for `height` filters, as the sums lie; images are counted from `image` on.
 void Winograd::draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height,
                           const std::vector<Run>& runs, float* noise, int64_t stride) const {
   constexpr int64_t kLong = 64;  // as many normals are drawn at once
@@ -252,24 +272,21 @@ void Winograd::draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t h
   for (size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
     const Run& run = runs[begin];
     const int64_t sample = image + run.image;
-    if (across >= kLong) {  // two rows of a run
+    if (across >= kLong) {  // where they are used
       end = begin + 1;
-      const int64_t count = std::min(2 * run.count, across - run.x);
-      const int64_t rows = std::min<int64_t>(2, g_.output[1] - run.y);
-      float* drawn = drawn_buffer.reserve(2 * count);
       for (int64_t i = 0; i < height; ++i) {
         const int64_t first = (filter + i) * positions() + run.y * across + run.x;
-        for (int64_t row = 0; row < rows; ++row) {
-          reading_.draw(tile, sample, first + row * across, count, drawn + row * count);
+        float* target = noise + i * 4 * stride + 2 * run.column;
+        for (int64_t row = 0; row < run.rows; ++row) {
+          reading_.draw(tile, sample, first + row * across, run.width, target + row * 2 * stride);
         }
-        split(run, drawn, count, noise + i * 4 * stride, stride);
       }
       continue;
     }
     // All rows of the image that runs are in, or its whole maps, which follow each other.
     while (end < runs.size() && runs[end].image == run.image) ++end;
     const int64_t first = run.y * across;
-    const int64_t count = std::min(runs[end - 1].y + 2, g_.output[1]) * across - first;
+    const int64_t count = (runs[end - 1].y + runs[end - 1].rows) * across - first;
     float* drawn = drawn_buffer.reserve(height * count);
     if (count == positions()) {
       reading_.draw(tile, sample, filter * count, height * count, drawn);
@@ -278,46 +295,32 @@ void Winograd::draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t h
         reading_.draw(tile, sample, (filter + i) * positions() + first, count, drawn + i * count);
       }
     }
-    for (int64_t i = 0; i < height; ++i) {
+    for (int64_t i = 0; i < height; ++i, drawn += count) {
       for (size_t r = begin; r < end; ++r) {
-        const float* from = drawn + i * count + runs[r].y * across + runs[r].x - first;
-        split(runs[r], from, across, noise + i * 4 * stride, stride);
+        const float* from = drawn + runs[r].y * across + runs[r].x - first;
+        float* target = noise + i * 4 * stride + 2 * runs[r].column;
+        for (int64_t row = 0; row < runs[r].rows; ++row) {
+          copy_row(from + row * across, runs[r].width, target + row * 2 * stride);
+        }
       }
     }
   }
 }
 
-// Brings two rows of values, `row` floats apart, in the order of the sums of squares.
-void Winograd::split(const Run& run, const float* values, int64_t row, float* out, int64_t stride) const {
-  const int64_t width = std::min(2 * run.count, g_.output[2] - run.x);
-  const int64_t rows = std::min<int64_t>(2, g_.output[1] - run.y);
-  for (int64_t i = 0; i < rows; ++i, values += row, out += 2 * stride) {
-    float* even = out + run.column;
-    float* odd = even + stride;
-    for (int64_t j = 0; j < width / 2; ++j) {
-      even[j] = values[2 * j];
-      odd[j] = values[2 * j + 1];
-    }
-    if (width % 2 != 0) even[width / 2] = values[width - 1];
-  }
-}
-
-// One filter's squares, `stride` floats between the four outputs, into its maps, of which y is the first.
+// One filter's sums, two rows of 2 * stride outputs, into its maps, of which y is the first.
 void Winograd::write(const float* sums, int64_t stride, float bias, const std::vector<Run>& runs,
                      float* y) const {
   const int64_t image = g_.filters * positions();
   const int64_t across = g_.output[2];
+  const float step = reading_.step();
   thread_local Buffer rows_buffer;
-  float* rows = rows_buffer.reserve(2 * 2 * stride);
-  for (int64_t i = 0; i < 2; ++i) {
-    kernels().winograd.interleave(sums + 2 * i * stride, sums + (2 * i + 1) * stride, stride, reading_.step(),
-                                  bias, rows + 2 * i * stride);
-  }
+  float* rows = rows_buffer.reserve(4 * stride);
+  for (int64_t i = 0; i < 4 * stride; ++i) rows[i] = step * sums[i] + bias;
   for (const Run& run : runs) {
     float* target = y + run.image * image + run.y * across + run.x;
-    const size_t bytes = static_cast<size_t>(std::min(2 * run.count, across - run.x)) * sizeof(float);
-    std::memcpy(target, rows + 2 * run.column, bytes);
-    if (run.y + 1 < g_.output[1]) std::memcpy(target + across, rows + 2 * (stride + run.column), bytes);
+    for (int64_t row = 0; row < run.rows; ++row) {
+      copy_row(rows + row * 2 * stride + 2 * run.column, run.width, target + row * across);
+    }
   }
 }
 

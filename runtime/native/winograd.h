@@ -59,13 +59,14 @@ class Winograd {
     int64_t position;  // channels of the blocks before
   };
 
-  // Squares side by side, within one block of columns.
+  // Squares side by side, within one block of columns: their outputs, without those beyond the map.
   struct Run {
     int64_t column;
-    int64_t count;
     int64_t image;
-    int64_t x;  // of the first output
     int64_t y;
+    int64_t x;
+    int64_t rows;
+    int64_t width;
   };
 
   int64_t positions() const { return g_.output[1] * g_.output[2]; }  // per image and filter
@@ -78,7 +79,6 @@ class Winograd {
   std::vector<Run> runs_of(int64_t column, int64_t width) const;
   void draw_noise(int64_t tile, int64_t image, int64_t filter, int64_t height, const std::vector<Run>& runs,
                   float* noise, int64_t stride) const;
-  void split(const Run& run, const float* values, int64_t row, float* out, int64_t stride) const;
   void write(const float* sums, int64_t stride, float bias, const std::vector<Run>& runs, float* y) const;
 
   const ConvGeometry& g_;
