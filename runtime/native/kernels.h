@@ -148,6 +148,8 @@ struct WinogradKernels {
   void (*transform_input)(const float* patches, int64_t depth, float* out, int64_t stride);
   // A^T m A, two rows of 2 * count outputs, of [16][count]; `count` is one of whole vectors.
   void (*transform_output)(const float* products, int64_t stride, int64_t count, float* out);
+  // factor * value + offset; `count` is one of whole vectors.
+  void (*scale)(const float* values, int64_t count, float factor, float offset, float* out);
   // Whether all values lie between -bound and bound; NaN does not.
   bool (*within)(const float* values, int64_t count, float bound);
 };

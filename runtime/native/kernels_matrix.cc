@@ -220,6 +220,23 @@ void correlate(const float* input, const int64_t* taps, const float* weights, in
   for (; i < count; i += kVector) correlate_vectors<1>(input + i, taps, weights, depth, bias, out + i);
 }
 
+// Calls use(load, store, i) for vectors of values from i on; the last one may be shorter, and is then filled
+// up with zeros when loaded.
+template <class Use>
+inline void for_vectors(int64_t count, const Use& use) {
+  int64_t i = 0;
+  for (; i + kVector <= count; i += kVector) use(load, store, i);
+  if (i == count) return;
+  const size_t bytes = static_cast<size_t>(count - i) * sizeof(float);
+  const auto load_part = [bytes](const float* source) {
+    Vector value{};
+    memcpy(&value, source, bytes);
+    return value;
+  };
+  const auto store_part = [bytes](float* target, Vector value) { memcpy(target, &value, bytes); };
+  use(load_part, store_part, i);
+}
+
 void read_out(const float* values, int64_t count, const Readout& readout, bool accumulate, float* out) {
   for_vectors(count, [&](const auto& load, const auto& store, int64_t i) {
     const Vector value = read_vector(load(values + i), readout, i, load);

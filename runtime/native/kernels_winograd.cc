@@ -103,22 +103,28 @@ void transform_output(const float* products, int64_t stride, int64_t count, floa
   }
 }
 
+void scale(const float* values, int64_t count, float factor, float offset, float* out) {
+  for (int64_t i = 0; i < count; i += kVector) store(out + i, factor * load(values + i) + offset);
+}
+
 bool within(const float* values, int64_t count, float bound) {
   typedef int Mask __attribute__((vector_size(4 * kVector)));
   Mask inside = ~Mask{};
-  for_vectors(count, [&](const auto& load, const auto&, int64_t i) {
+  int64_t i = 0;
+  for (; i + kVector <= count; i += kVector) {
     const Vector value = load(values + i);
     inside &= (value <= bound) & (value >= -bound);
-  });
-  bool all = true;
-  for (int i = 0; i < kVector; ++i) all = all && inside[i] != 0;
-  return all;
+  }
+  int all = -1;
+  for (int lane = 0; lane < kVector; ++lane) all &= inside[lane];
+  for (; i < count; ++i) all &= values[i] <= bound && values[i] >= -bound ? -1 : 0;
+  return all != 0;
 }
 
 }  // namespace
 
 extern const WinogradKernels kWinograd;
-const WinogradKernels kWinograd = {transform_weights, transform_input, transform_output, within};
+const WinogradKernels kWinograd = {transform_weights, transform_input, transform_output, scale, within};
 
 }  // namespace CNPASS_LEVEL
 }  // namespace cnpass

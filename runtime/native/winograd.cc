@@ -312,10 +312,9 @@ void Winograd::write(const float* sums, int64_t stride, float bias, const std::v
                      float* y) const {
   const int64_t image = g_.filters * positions();
   const int64_t across = g_.output[2];
-  const float step = reading_.step();
   thread_local Buffer rows_buffer;
   float* rows = rows_buffer.reserve(4 * stride);
-  for (int64_t i = 0; i < 4 * stride; ++i) rows[i] = step * sums[i] + bias;
+  kernels().winograd.scale(sums, 4 * stride, reading_.step(), bias, rows);
   for (const Run& run : runs) {
     float* target = y + run.image * image + run.y * across + run.x;
     for (int64_t row = 0; row < run.rows; ++row) {

@@ -91,13 +91,18 @@ class Case:
     # a node that is right
 
     def make_conv(self) -> Inputs:
-        axes = self.integer(1, 4)
+        squares = self.chance(0.2)  # what Winograd's convolution is for
+        axes = 2 if squares else self.integer(1, 4)
         group, channels, filters = self.pick((1, 1, 2, 5)), self.integer(1, 6), self.integer(1, 5)
+        if squares:
+            channels, filters = self.integer(16, 25), self.integer(16, 25)
         kernel, dilations = self.rng.integers(1, 4, (2, axes))
+        if squares:
+            kernel[:], dilations[:] = 3, 1
         size = (kernel - 1) * dilations + self.rng.integers(1, 8, axes)
         optional = {
             "kernel_shape": kernel.tolist(),
-            "strides": self.rng.integers(1, 4, axes).tolist(),
+            "strides": self.rng.integers(1, 2 if squares else 4, axes).tolist(),
             "group": group,
         }
         if self.chance(0.5):
@@ -129,7 +134,7 @@ class Case:
 
     def make_periphery(self) -> None:
         self.attributes |= {
-            "tile_rows": self.integer(0, 40),
+            "tile_rows": self.integer(0, self.pick((40, 400))),
             "tile_cols": self.integer(0, 40),
             "dac_bits": self.pick((0, 2, 8, 16)),
             "adc_bits": self.pick((0, 2, 8, 16)),
