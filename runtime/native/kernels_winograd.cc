@@ -68,23 +68,17 @@ void transform_input(const float* patches, int64_t depth, float* out, int64_t st
   }
 }
 
+// The values of two vectors in turn, those of the first or of the second halves: where a shuffle takes them.
 typedef int Order __attribute__((vector_size(4 * kVector)));
 
-// Of two vectors, the values in turn: order[0] gives those of the first halves, order[1] of the second.
-struct Orders {
-  Order of[2];
-};
-
-inline Orders in_turn() {
-  Orders orders;
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < kVector; ++i) orders.of[half][i] = (half * kVector + i) / 2 + i % 2 * kVector;
-  }
-  return orders;
+inline Order in_turn(int half) {
+  Order order;
+  for (int i = 0; i < kVector; ++i) order[i] = (half * kVector + i) / 2 + i % 2 * kVector;
+  return order;
 }
 
 void transform_output(const float* products, int64_t stride, int64_t count, float* out) {
-  const Orders orders = in_turn();
+  const Order orders[2] = {in_turn(0), in_turn(1)};
   for (int64_t column = 0; column < count; column += kVector, products += kVector, out += 2 * kVector) {
     Vector down[2][kSide];
     for (int j = 0; j < kSide; ++j) {
@@ -97,7 +91,7 @@ void transform_output(const float* products, int64_t stride, int64_t count, floa
       const Vector even = down[i][0] + down[i][1] + down[i][2];
       const Vector odd = down[i][1] - down[i][2] - down[i][3];
       for (int half = 0; half < 2; ++half) {
-        store(out + 2 * i * count + half * kVector, __builtin_shuffle(even, odd, orders.of[half]));
+        store(out + 2 * i * count + half * kVector, __builtin_shuffle(even, odd, orders[half]));
       }
     }
   }

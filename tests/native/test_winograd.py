@@ -87,6 +87,7 @@ def test_where_it_pays(run_op, x, w, attributes, squares):
         ((2, 300, 5, 5), (32, 300, 3, 3), SAME),  # a sum over several blocks of channels
         ((1, 16, 8, 8), (700, 16, 3, 3), SAME),  # several blocks of filters
         ((70, 16, 32, 48), (16, 16, 3, 3), SAME),  # images in portions
+        ((0, 32, 8, 8), (32, 32, 3, 3), SAME),
     ],
 )
 def test_particular_shapes(run_op, x, w, attributes):
