@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, NodeProto, StringStringEntryProto, TensorProto, helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    NodeProto,
+    StringStringEntryProto,
+    TensorProto,
+    TensorShapeProto,
+    helper,
+)
 
 from cnpass.constants import StoredConstant, constant_proto
 from cnpass.errors import ModelError
@@ -225,6 +233,7 @@ class Body:
         label: label of its node, and its own name.
         nodes: to edit; a node may read tensors of the graphs around it.
         outputs: what it gives back.
+        ranks: number of dimensions to declare of outputs, by place; None declares no shape.
         tensors: those that it defined when it was read, by name.
     """
 
@@ -272,6 +281,7 @@ class Body:
         self.nodes = read_nodes(proto.node, find, folder, taken, self.label)
         self._sources = tuple(map(id, self.nodes))
         self.outputs = tuple(find(value.name) for value in proto.output)
+        self.ranks: dict[int, int | None] = {}
 
     def local(self) -> Iterator[gs.Tensor]:
         """Tensors that the body defines now."""
@@ -286,6 +296,8 @@ class Body:
         same = tuple(map(id, self.nodes)) == self._sources and all(
             made is source_proto(node) for made, node in zip(nodes, self.nodes, strict=True)
         )
+        types = {place: self.proto.output[place].type.tensor_type for place in self.ranks}
+        same &= all(rank is None and not types[place].HasField("shape") for place, rank in self.ranks.items())
         if same and all(new is old for new, old in zip(constants, stored, strict=True)):
             return self.proto
         changed = GraphProto()
@@ -296,6 +308,12 @@ class Body:
         for constant in constants:
             dense = isinstance(constant, TensorProto)
             (changed.initializer if dense else changed.sparse_initializer).append(constant)
+        for place, rank in self.ranks.items():
+            tensor = changed.output[place].type.tensor_type
+            tensor.ClearField("shape")
+            if rank is not None:
+                tensor.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(rank))
+                tensor.shape.SetInParent()
         return changed
 
 

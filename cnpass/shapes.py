@@ -27,6 +27,9 @@ _SMALL = 1024
 _FOLDED_NODES = 200_000
 """Bound on the work: inference is repeated at most this many times nodes."""
 
+_INITIALIZERS_APART_IR = 4
+"""In older versions inference takes initializers for missing that are no graph inputs, which many are not."""
+
 Shape = tuple[int | None, ...]
 
 
@@ -122,6 +125,7 @@ def _batch(values: list[ValueInfoProto], known: dict[str, Shape]) -> int:
 def _skeleton(document: Document) -> ModelProto:
     """The model with analog nodes as their plain forms and without the bytes of its weights."""
     model = document.to_proto(export=_stub)
+    model.ir_version = max(model.ir_version, _INITIALIZERS_APART_IR)
     _make_plain(model.graph)
     for entry in model.opset_import:
         entry.domain = _default(entry.domain)

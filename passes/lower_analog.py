@@ -19,7 +19,7 @@ from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.mapping import STANDARD, weight_perm
 from cnpass.nodes import Node, bodies, check_node, label, node_metadata, scope, tied_node
-from cnpass.passes import analog
+from cnpass.passes import analog, scan
 from cnpass.passes.base import (
     PASS_CONFIG,
     Pass,
@@ -67,6 +67,7 @@ class LowerAnalog(Pass):
                 if self.mark:
                     _mark(lowered, int(node.attrs.get(ops.COPIES, 1)))
             lowering.finish()
+        scan.withdraw(document)
         _unmark(document)
         note = f"{exact} of {len(nodes)} analog nodes came back as their source nodes"
         return PassResult(modified=True, notes=(note,))

@@ -17,7 +17,7 @@ from cnpass.document import Document
 from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan, weight_perm
 from cnpass.nodes import Node, key, label, node_metadata, node_proto, scope
-from cnpass.passes import analog, periphery
+from cnpass.passes import analog, periphery, scan
 from cnpass.passes.base import (
     PASS_CONFIG,
     PassError,
@@ -108,6 +108,7 @@ class MapCrossbar(DevicePass):
         for nodes in list(document.node_lists()):
             entries = [(node, waiting.get(id(node))) for node in nodes]
             nodes[:] = [new for node, entry in entries for new in writer.rewrite(node, entry)]
+        scan.declare(document, found.shapes)
         _level(document)
         self._check_columns(document)
         document.opsets[ops.DOMAIN] = ops.VERSION

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cnpass.data import Split
+from cnpass.errors import ModelError
 from cnpass.evaluation.feeding import by_sample
 from cnpass.training.lift import Lifted
 from cnpass.training.rules.dtypes import from_array
@@ -55,7 +56,11 @@ class Forward:
     rows: int | None = None
 
     def __call__(self, samples: Samples, weights: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """Return the model's first output for all samples, [N, ...]."""
+        """Return the model's first output for all samples, [N, ...].
+
+        Raises:
+            ModelError: It does not have a row, or the same number of rows, for each sample.
+        """
         if self.rows is None:
             return self._first(samples, weights)
         total, outputs = len(samples), []
@@ -69,4 +74,9 @@ class Forward:
 
     def _first(self, samples: Samples, weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
         output: torch.Tensor = by_sample(self.module(*samples.inputs, weights=weights)[0], len(samples))
+        if len(output) != len(samples):
+            raise ModelError(
+                f"output '{self.module.output_names[0]}' has {len(output)} rows for {len(samples)} samples,"
+                " so there is nothing to train for"
+            )
         return output

@@ -55,6 +55,8 @@ def _write(document: Document, tensor: gs.Tensor, value: np.ndarray) -> bool:
     """Store one weight; return whether that changed anything."""
     if isinstance(tensor, gs.Constant):
         return _replace(tensor, value)
+    if not tensor.inputs:
+        raise ModelError(f"'{key(tensor)}' is made by nothing in the model, so it cannot be written back")
     node = tensor.inputs[0]
     held = node.attrs.get("value")
     if node.op == "Constant" and isinstance(held, gs.Constant):

@@ -48,6 +48,13 @@ def test_the_default_domain_may_be_spelled_out(build):
     assert infer(Document.from_proto(model)).known["y"] == (1, 3)
 
 
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_initializers_that_are_no_inputs(build, ir_version):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    model = build(nodes, {"w": np.ones((4, 3), np.float32)}, opset=7, ir_version=ir_version)
+    assert infer(Document.from_proto(model)).known["h"] == (1, 3)
+
+
 def test_nodes_in_any_order(build):
     nodes = [helper.make_node("Relu", ["h"], ["y"]), helper.make_node("Neg", ["x"], ["h"])]
     assert infer(Document.from_proto(build(nodes, inputs={"x": ["n", 3]}))).known["y"] == (1, 3)

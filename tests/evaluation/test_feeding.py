@@ -74,6 +74,9 @@ def test_a_run_is_one_row_where_the_output_has_no_samples(tmp_path: Path) -> Non
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     with MonteCarlo(document, Split({"x": X}), workers=1) as run:
         assert (run.metric, run.clean) == ("ser", 150.0)
+    samples = Samples((torch.from_numpy(X[:3]),))
+    with pytest.raises(ModelError, match=r"'y' has 2 rows for 3 samples, so there is nothing to train for"):
+        Forward(lift(document), 3)(samples)
 
 
 def test_a_fixed_batch_larger_than_memory(tmp_path: Path) -> None:

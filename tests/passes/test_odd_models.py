@@ -85,6 +85,33 @@ def test_quantised_activations_and_weights(build, weight, map_and_lower):
     assert "float initializer" in plan(Document.from_proto(model)).analog[0].reason
 
 
+@pytest.mark.parametrize("declared", [None, [3], ["a"]])
+def test_a_scan_whose_body_declares_no_shapes(build, weight, map_and_lower, declared):
+    """ONNX Runtime has to know them, and does not behind analog nodes, be they in the body or before it."""
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, declared)
+
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "inner"], ["m"]),
+            helper.make_node("Add", ["m", "row"], ["next"]),
+            helper.make_node("Identity", ["next"], ["out"]),
+        ],
+        "body",
+        [value("state"), value("row")],
+        [value("next"), value("out")],
+        [numpy_helper.from_array(weight(3, 3), "inner")],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("ReduceMean", ["h", "zero"], ["start"], keepdims=0),
+        helper.make_node("Scan", ["start", "h"], ["last", "y"], body=body, num_scan_inputs=1),
+    ]
+    mapped = map_and_lower(build(nodes, {"w": weight(4, 3), "zero": np.int64([0])}, outputs=("last", "y")))
+    assert len(plan(mapped).analog) == 2
+
+
 def test_an_unknown_domain_is_a_barrier(build, weight):
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="before"),

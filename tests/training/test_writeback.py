@@ -102,6 +102,13 @@ def test_what_is_no_weight_or_has_another_shape_is_refused(convnet) -> None:
         write_back(document, {"fc.bias": torch.zeros(5)})
 
 
+def test_a_name_that_nothing_makes_is_refused(make) -> None:
+    model = make([helper.make_node("Relu", ["x"], ["y"])], {"x": (TensorProto.FLOAT, ["n", 4])}, ["y"])
+    model.graph.node.append(helper.make_node("MatMul", ["x", "nothing"], ["unread"]))
+    with pytest.raises(ModelError, match="'nothing' is made by nothing in the model"):
+        write_back(Document.from_proto(model), {"nothing": torch.ones(4)})
+
+
 def test_an_attribute_in_another_file_is_not_read(make, tmp_path, monkeypatch) -> None:
     (tmp_path / "value.bin").write_bytes(np.float32(5).tobytes())
     monkeypatch.chdir(tmp_path)
