@@ -29,6 +29,7 @@ ORDER = (
     "injection",
     "distillation",
     "closed-form",
+    "probes",
     "paper-kind",
     "our-kinds",
     "paper",

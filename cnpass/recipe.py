@@ -182,6 +182,12 @@ class TrainRecipe(DataRecipe):
     distillation: FiniteFloat = Field(
         default=0.0, ge=0, le=1, description="weight of the clean model's outputs beside labels"
     )
+    draws: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="chips that every training step draws, its samples being divided among them",
+    )
     augment: Names = Field(
         default=("auto",),
         description="flip, shift, both, or none; auto: flip if the model keeps its figure on flipped images",
@@ -261,14 +267,14 @@ class SearchRecipe(TrainRecipe):
         description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
     kinds: Names = Field(
-        default=("gain", "residual"),
-        description="kinds of compensation to choose from: gain, residual, linear, paper",
+        default=("gain", "residual", "probe"),
+        description="kinds of compensation to choose from: gain, residual, probe, linear, paper",
     )
 
     @field_validator("kinds")
     @classmethod
     def _are_kinds(cls, kinds: Names) -> Names:
-        known = ("gain", "residual", "linear", "paper")
+        known = ("gain", "residual", "probe", "linear", "paper")
         if not kinds or set(kinds) - set(known) or len(set(kinds)) < len(kinds):
             raise ValueError(f"give some of {', '.join(known)}, each once")
         return kinds

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cnpass.compensation.insertion import insert, width_of
-from cnpass.compensation.kinds import Kind
+from cnpass.compensation.kinds import Kind, unsuited
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
@@ -20,13 +20,13 @@ class InsertCompensation(Pass):
     """Insert a digital compensation behind one node that will run on a crossbar.
 
     The node's output is renamed `<name>.analog`; the compensation writes the old name, so that nothing else
-    changes. It starts as the identity: training gives it something to do. Run it before `map-crossbar`.
+    changes. On the ideal chip it changes nothing until it is trained. Run it before `map-crossbar`.
     """
 
     name: ClassVar[str] = "insert-compensation"
 
     node: str = Field(default="", description="name of the node to compensate, as `cnpass inspect` shows it")
-    kind: Kind = Field(default="residual", description="residual, gain, linear or paper")
+    kind: Kind = Field(default="residual", description="residual, gain, probe, linear or paper")
     ratio: float = Field(
         default=0.1, gt=0, le=4, description="filters of the generator over output channels; at least one"
     )
@@ -40,6 +40,8 @@ class InsertCompensation(Pass):
             known = ", ".join(sites) or "none"
             why = reasons.get(self.node, f"is no analog node; nodes that can be compensated: {known}")
             raise PassPreconditionError(self.name, f"node {self.node!r} {why}")
-        width = width_of(self.ratio, site)
+        if reason := unsuited(self.kind, site):
+            raise PassPreconditionError(self.name, f"node {self.node!r}: {reason}")
+        width = width_of(self.ratio, site, self.kind)
         insert(document, site, self.kind, width, creator=self.name, seed=self.seed)
         return PassResult(True, (f"{self.kind} compensation of {self.node!r} with width {width}",))

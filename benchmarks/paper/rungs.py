@@ -10,12 +10,13 @@ from typing import Any
 import cnpass
 from cnpass import data as datasets
 from cnpass.compensation.closed_form import fit
+from cnpass.compensation.kinds import Kind
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.passes.pipeline import Pipeline
-from cnpass.placement.sharing import Supernet
-from cnpass.placement.space import RATIOS
+from cnpass.placement.sharing import Supernet, insert_all
+from cnpass.placement.space import RATIOS, Placement
 from cnpass.progress import Progress
 from cnpass.recipe import TrainRecipe
 from cnpass.records import CalibrateRecord, OptimizeRecord, TrainedRecord
@@ -100,12 +101,25 @@ def _closed_form(bench: Bench, rung: str) -> int:
     document = Document.load(bench.plain)
     recipe = TrainRecipe.build(None, {**bench.preprocess, "data": str(bench.data)})
     train = datasets.prepare(document.proto, document.path, recipe).train
-    nodes = list(find_sites(document, plan(document))[0])
-    placement = Supernet(document, nodes, ("linear",), RATIOS, seed=bench.seed).space(MAX_OVERHEAD).widest()
+    placement = _widest(bench, document, "linear")
     device = make_device("lognormal", sigma=SIGMA)
     fitted = fit(document, placement, train, device, seed=bench.seed, progress=bench.progress)
     fitted.document.save(bench.model(rung), force=True)
     return 0
+
+
+def _probes(bench: Bench, rung: str) -> int:
+    document = Document.load(bench.plain)
+    Pipeline.parse("fold-batch-norm").run(document)
+    probed, _ = insert_all(document, _widest(bench, document, "probe"), seed=bench.seed)
+    probed.save(bench.model(rung), force=True)
+    return 0
+
+
+def _widest(bench: Bench, document: Document, kind: Kind) -> Placement:
+    """Compensation of one kind at as many nodes, and as wide, as the limit allows."""
+    nodes = list(find_sites(document, plan(document))[0])
+    return Supernet(document, nodes, (kind,), RATIOS, seed=bench.seed).space(MAX_OVERHEAD).widest()
 
 
 def _retrained(**options: Any) -> Make:
@@ -168,7 +182,8 @@ RUNGS = {
     "distillation": Rung("noise injection and distillation", _retrained(distillation=0.5)),
     "closed-form": Rung("compensation alone, closed form", _closed_form),
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
-    "our-kinds": Rung("compensation alone, gain and residual", _compensated("plain", "gain", "residual")),
+    "probes": Rung("compensation alone, probes, untrained", _probes),
+    "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe")),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
     "best": Rung("everything that helps, trained together", _best(), grid=True),
     "best-copies": Rung("the same, trained with copies", _best(replicate=True)),

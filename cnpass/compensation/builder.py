@@ -38,6 +38,22 @@ class Linear:
         return 1 - self.outputs_axis
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One stored tensor of a compensation.
+
+    Attributes:
+        constant: The tensor.
+        axis: Axis along which it grows with the width of the generator; None if it does not.
+        neutral: Values with which nothing is changed, whatever the other parts are; None where that does not
+            depend on this one.
+    """
+
+    constant: gs.Constant
+    axis: int | None = None
+    neutral: np.ndarray | None = None
+
+
 class Builder:
     """Makes the nodes of one compensation: first of all its generator, then what reads that.
 
@@ -56,6 +72,7 @@ class Builder:
         self.analog = analog
         self.nodes: list[gs.Node] = []
         self.maps: list[Linear] = []
+        self.parts: list[Part] = []
         self._document = document
         self._random = np.random.default_rng(seed)
         self._metadata = {
@@ -67,7 +84,16 @@ class Builder:
 
     def node(self, op: str, inputs: list[gs.Tensor], name: str, **attributes: Any) -> gs.Variable:
         """Add a node; return its output."""
-        output = gs.Variable(self._name(name), dtype=self.site.dtype)
+        return self._node(op, inputs, name, self.site.dtype, attributes)
+
+    def shape(self, tensor: gs.Tensor, name: str) -> gs.Variable:
+        """Add a node that gives a tensor's shape."""
+        return self._node("Shape", [tensor], name, np.int64, {})
+
+    def _node(
+        self, op: str, inputs: list[gs.Tensor], name: str, dtype: Any, attributes: dict[str, Any]
+    ) -> gs.Variable:
+        output = gs.Variable(self._name(name), dtype=dtype)
         node = Node(op, output.name, attributes, inputs, [output])
         node_metadata(node).update(self._metadata)
         self.nodes.append(node)
@@ -77,6 +103,18 @@ class Builder:
         """Add a constant in the type of the compensated tensors; integers stay integers."""
         typed = values if values.dtype.kind in "iu" else values.astype(self.site.dtype)
         return gs.Constant(self._name(name), typed)
+
+    def weight(
+        self, name: str, values: np.ndarray, *, axis: int | None = None, neutral: np.ndarray | None = None
+    ) -> gs.Constant:
+        """Add a constant that training changes; see `Part`."""
+        constant = self.constant(name, values)
+        self.parts.append(Part(constant, axis, neutral))
+        return constant
+
+    def analog_weight(self) -> np.ndarray:
+        """Return the values of the compensated node's weight, as the node reads them."""
+        return self.site.weight.values(self._document.opset)
 
     def _name(self, name: str) -> str:
         return str(self._document.fresh(f"{self.site.y.name}.{name}"))
@@ -100,23 +138,35 @@ class Builder:
             weight: [out, in].
             name: What the map is called.
         """
-        bias = self.constant(f"{name}.bias", np.zeros(len(weight)))
-        if self.site.is_conv:
-            kernel = weight.reshape(*weight.shape, *[1] * (self.site.rank - 2))
-            stored = self.constant(f"{name}.weight", kernel)
-            self.maps.append(Linear(stored, bias, outputs_axis=0))
+        conv, generates = self.site.is_conv, not self.maps
+        values = self.kernel(weight) if conv else weight.T
+        outputs_axis = 0 if conv else 1
+        stored = self.weight(
+            f"{name}.weight",
+            values,
+            axis=outputs_axis if generates else 1 - outputs_axis,
+            neutral=None if generates else values,
+        )
+        zero = np.zeros(len(weight))
+        bias = self.weight(
+            f"{name}.bias", zero, axis=0 if generates else None, neutral=None if generates else zero
+        )
+        self.maps.append(Linear(stored, bias, outputs_axis))
+        if conv:
             return self.node("Conv", [x, stored, bias], name)
-        stored = self.constant(f"{name}.weight", weight.T)
-        self.maps.append(Linear(stored, bias, outputs_axis=1))
         return self.node("Add", [self.node("MatMul", [x, stored], f"{name}.product"), bias], name)
+
+    def kernel(self, weight: np.ndarray) -> np.ndarray:
+        """Return a map [out, in] as the weight of a convolution with a kernel of 1."""
+        return weight.reshape(*weight.shape, *[1] * (self.site.rank - 2))
 
     def random(self, outputs: int, inputs: int) -> np.ndarray:
         """Return initial weights [out, in] for a map before a Relu (K. He et al., 2015)."""
         return self._random.normal(0.0, math.sqrt(2 / inputs), (outputs, inputs))
 
-    def mean(self, x: gs.Tensor, name: str) -> gs.Tensor:
-        """Average over the positions of a sample; the axes stay, with one element each."""
-        axes = self.site.space
+    def mean(self, x: gs.Tensor, name: str, axes: tuple[int, ...] | None = None) -> gs.Tensor:
+        """Average over the positions of a sample, or given axes; the axes stay, with one element each."""
+        axes = self.site.space if axes is None else axes
         if self._document.opset < _AXES_AS_INPUT:
             return self.node("ReduceMean", [x], name, axes=list(axes), keepdims=1)
         given = self.constant(f"{name}.axes", np.array(axes, np.int64))

@@ -143,7 +143,10 @@ def fit(
     ):
         bench = Bench(target or document, device, split, samples, numbers, seed, Path(folder))
         for choice, site in todo:
-            random, width = seed_of(seed, "compensation", choice.node) % 2**31, width_of(choice.ratio, site)
+            random, width = (
+                seed_of(seed, "compensation", choice.node) % 2**31,
+                width_of(choice.ratio, site, choice.kind),
+            )
             insertion = insert(fitted, site, choice.kind, width, creator=InsertCompensation.name, seed=random)
             place = Place(choice.node, site.y.name, _seen(insertion).name, site.axis, site.outputs)
             moments, variance = bench.observe(fitted, place, task)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from cnpass.compensation.builder import Builder, Linear
+from cnpass.compensation.builder import Builder, Linear, Part
 from cnpass.compensation.kinds import KINDS, Kind
+from cnpass.compensation.kinds.probe import most_features
 from cnpass.compensation.site import Site
 from cnpass.document import Document
 from cnpass.nodes import label, node_metadata
@@ -25,22 +26,31 @@ class Insertion:
         kind: Kind of compensation.
         width: Filters of the generator.
         nodes: The nodes that were added.
-        generator: The map that makes the filters.
-        closing: The maps behind it; with the values that they were inserted with, nothing is changed.
+        maps: Linear maps: the one that makes the filters, and those that read them.
+        parts: Everything stored.
     """
 
     site: Site
     kind: Kind
     width: int
     nodes: tuple[gs.Node, ...]
-    generator: Linear
-    closing: tuple[Linear, ...]
+    maps: tuple[Linear, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def generator(self) -> Linear:
+        """The map that makes the filters."""
+        return self.maps[0]
+
+    @property
+    def closing(self) -> tuple[Linear, ...]:
+        """The maps behind it."""
+        return self.maps[1:]
 
     @property
     def constants(self) -> tuple[gs.Constant, ...]:
-        """Weights and biases, in an order that is the same for every width."""
-        maps = (self.generator, *self.closing)
-        return tuple(constant for linear in maps for constant in (linear.weight, linear.bias))
+        """Everything stored, in an order that is the same for every width."""
+        return tuple(part.constant for part in self.parts)
 
     def blocks(self, width: int) -> dict[str, tuple[slice, ...]]:
         """Where a compensation of the same kind and a smaller width lies in this one's constants, by name.
@@ -48,12 +58,10 @@ class Insertion:
         Filters come first in the generator and last in what reads them, so that it is always the leading
         block: with the rest zero, or cut away, the outputs are the same.
         """
-        cut = self.width - width
-        shapes = {c.name: list(c.shape) for c in self.constants}
-        shapes[self.generator.bias.name][0] -= cut
-        shapes[self.generator.weight.name][self.generator.outputs_axis] -= cut
-        for linear in self.closing:
-            shapes[linear.weight.name][linear.inputs_axis] -= cut
+        shapes = {part.constant.name: list(part.constant.shape) for part in self.parts}
+        for part in self.parts:
+            if part.axis is not None:
+                shapes[part.constant.name][part.axis] -= self.width - width
         return {name: tuple(slice(n) for n in shape) for name, shape in shapes.items()}
 
     def narrowed(self, wide: Insertion, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -68,9 +76,10 @@ class Insertion:
         return {own.name: values[other.name][blocks[other.name]] for own, other in pairs}
 
 
-def width_of(ratio: float, site: Site) -> int:
-    """Filters of the generator for a ratio to the output channels; at least one."""
-    return max(1, round(ratio * site.outputs))
+def width_of(ratio: float, site: Site, kind: Kind) -> int:
+    """Filters of the generator for a ratio to the output channels; at least one, few of them for probes."""
+    width = max(1, round(ratio * site.outputs))
+    return min(width, most_features(site)) if kind == "probe" else width
 
 
 def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: str, seed: int) -> Insertion:
@@ -97,5 +106,4 @@ def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: s
     last.inputs[0].outputs[0] = y  # the node that made it writes the old name instead
     place = next(i for i, node in enumerate(document.graph.nodes) if node is maker)
     document.graph.nodes[place + 1 : place + 1] = builder.nodes
-    generator, *closing = builder.maps
-    return Insertion(site, kind, width, tuple(builder.nodes), generator, tuple(closing))
+    return Insertion(site, kind, width, tuple(builder.nodes), tuple(builder.maps), tuple(builder.parts))

@@ -12,6 +12,7 @@ from cnpass.mapping import MappingPlan, NodePlan
 from cnpass.nodes import label, node_metadata, scope
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
+from cnpass.weights import Weight
 
 _FIRST_OPSET = 7
 """Before this opset elementwise operators do not broadcast as compensation needs it."""
@@ -30,6 +31,8 @@ class Site:
         outputs: Channels or features of y.
         rank: Number of dimensions of y.
         is_conv: Whether the node is a convolution.
+        weight: The node's weight.
+        extent: Positions of a convolution's output along each axis of space; None where not known.
         pool: Attributes of the AveragePool that brings x to the size of y; None where it has that size.
         sees_input: Whether x can be brought to that size at all; else only y is looked at.
         dtype: NumPy type of x and y.
@@ -43,9 +46,16 @@ class Site:
     outputs: int
     rank: int
     is_conv: bool
+    weight: Weight
+    extent: tuple[int | None, ...]
     pool: dict[str, Any] | None
     sees_input: bool
     dtype: Any
+
+    @property
+    def auto_padded(self) -> bool:
+        """Whether a convolution's padding depends on the size of its input and on its strides."""
+        return self.node.attrs.get("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}
 
     @property
     def axis(self) -> int:
@@ -122,10 +132,16 @@ def _site(document: Document, entry: NodePlan, shapes: Shapes) -> Site | str:
         outputs=product.cols * product.groups,
         rank=rank,
         is_conv=is_conv,
+        weight=product.weight,
+        extent=_extent(shapes, y.name, rank) if is_conv else (),
         pool=pool if isinstance(pool, dict) else None,
         sees_input=not isinstance(pool, str),
         dtype=product.weight.dtype,
     )
+
+
+def _extent(shapes: Shapes, name: str, rank: int) -> tuple[int | None, ...]:
+    return (shapes.known.get(name) or (None,) * rank)[2:]
 
 
 def _pool(node: gs.Node, kernel: tuple[int, ...]) -> dict[str, Any] | str | None:

@@ -232,7 +232,7 @@ class Job:
     def options(self, epochs: int) -> TrainOptions:
         """How the analog weights are trained, without penalty."""
         recipe = self.recipe
-        options = TrainOptions(epochs=epochs, seed=recipe.seed)
+        options = TrainOptions(epochs=epochs, draws=recipe.draws, seed=recipe.seed)
         if isinstance(recipe, WeightsRecipe):
             options = replace(
                 options,

@@ -130,6 +130,9 @@ class _Optimization:
             self.setting.heed(fitted)
             if fitted.placement:
                 ladder.climb("closed-form compensation", fitted.document, fitted.placement)
+            probed = stages.insert_probes(job)
+            if probed.placement:
+                ladder.climb("probe compensation, untrained", probed.document, probed.placement)
 
     def _train(self, job: Job, ladder: Ladder) -> None:
         """The rungs that are trained; each goes on from the one before, whether that was kept or not."""

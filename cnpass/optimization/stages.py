@@ -97,6 +97,17 @@ def fit_closed_form(job: Job) -> Placed:
     return Placed(fitted.document, placement)
 
 
+def insert_probes(job: Job) -> Placed:
+    """Insert probe compensation, untrained, at the source's convolutions, as wide as the overhead allows."""
+    if "probe" not in job.kinds:
+        return Placed(job.source, ())
+    nodes = list(find_sites(job.source, job.plan)[0])
+    space = Supernet(job.source, nodes, ("probe",), RATIOS, seed=job.recipe.seed).space(job.max_overhead)
+    placement = space.widest()
+    document, _ = insert_all(job.source, placement, seed=job.recipe.seed)
+    return Placed(document, placement)
+
+
 def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
     """Train all weights of the source under injected variation.
 
@@ -343,4 +354,4 @@ def train_together(
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:
     """Only digital weights change: the device's own variation throughout, and no penalty or clipping."""
     seed = seed_of(job.recipe.seed, name)
-    return TrainOptions(epochs=epochs, levels=(1.0,), checks=4, seed=seed)
+    return TrainOptions(epochs=epochs, draws=job.recipe.draws, levels=(1.0,), checks=4, seed=seed)

@@ -1,8 +1,8 @@
 """Weight sharing: one network that holds every placement, trained once, so that a trial only evaluates.
 
 All candidate nodes carry every kind of compensation at the largest width, one behind the other. A placement
-is a set of stand-ins for weights: where a node is not compensated, the maps behind the generator have the
-values at which they change nothing; where a width is smaller, the columns that read the other filters are
+is a set of stand-ins for weights: where a node is not compensated, what decides about that has the values
+at which it changes nothing; where a width is smaller, the other filters and the columns that read them are
 zero. No new graph is needed, and what comes out is what the placement alone would compute.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cnpass.compensation.insertion import Insertion, insert, width_of
-from cnpass.compensation.kinds import Kind
+from cnpass.compensation.kinds import Kind, unsuited
 from cnpass.compensation.overhead import Cost, cost, is_compensation
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
@@ -65,14 +65,14 @@ class Supernet:
         """
         self.base, self._seed = base, seed
         self.nodes, self.kinds, self.ratios = tuple(nodes), tuple(kinds), tuple(ratios)
-        widest = [Choice(node, kind, max(ratios)) for node in nodes for kind in kinds]
+        sites, _ = find_sites(base, plan(base), behind=True)
+        widest = [
+            Choice(node, kind, max(ratios))
+            for node in nodes
+            for kind in kinds
+            if unsuited(kind, sites[node]) is None
+        ]
         self.document, self._insertions = insert_all(base, widest, seed=seed)
-        self._identity = {
-            constant.name: np.array(constant.values)
-            for insertion in self._insertions.values()
-            for linear in insertion.closing
-            for constant in (linear.weight, linear.bias)
-        }
 
     @property
     def keys(self) -> frozenset[str]:
@@ -90,7 +90,7 @@ class Supernet:
         wide, small = _costs(self.document, self._insertions), _costs(thin, thin_insertions)
         costs = {
             Choice(node, kind, ratio): _between(
-                small[node, kind], wide[node, kind], insertion.width, width_of(ratio, insertion.site)
+                small[node, kind], wide[node, kind], insertion.width, width_of(ratio, insertion.site, kind)
             )
             for (node, kind), insertion in self._insertions.items()
             for ratio in self.ratios
@@ -111,9 +111,8 @@ class Supernet:
             if place not in wanted:
                 result |= self._nothing(insertion, weights)
                 continue
-            blocks = insertion.blocks(width_of(wanted[place], insertion.site))
-            for linear in insertion.closing:
-                key = linear.weight.name
+            blocks = insertion.blocks(width_of(wanted[place], insertion.site, insertion.kind))
+            for key in (part.constant.name for part in insertion.parts if part.axis is not None):
                 mask = torch.zeros_like(weights[key])
                 mask[blocks[key]] = 1
                 result[key] = weights[key] * mask
@@ -121,13 +120,12 @@ class Supernet:
 
     def _nothing(self, insertion: Insertion, weights: Weights) -> dict[str, torch.Tensor]:
         """Stand-ins that change no output, and through which no gradient reaches the generator."""
-        generator = (insertion.generator.weight, insertion.generator.bias)
-        detached = {c.name: weights[c.name].detach() for c in generator if c.name in weights}
-        closing = (c for linear in insertion.closing for c in (linear.weight, linear.bias))
-        return detached | {
-            c.name: torch.from_numpy(self._identity[c.name]).to(weights[c.name])
-            for c in closing
-            if c.name in weights
+        return {
+            name: weights[name].detach()
+            if part.neutral is None
+            else torch.from_numpy(part.neutral).to(weights[name])
+            for part in insertion.parts
+            if (name := part.constant.name) in weights
         }
 
     def extract(self, weights: Weights, placement: Placement) -> Document:
@@ -173,7 +171,7 @@ def insert_all(
             document,
             site,
             choice.kind,
-            width_of(choice.ratio, site),
+            width_of(choice.ratio, site, choice.kind),
             creator=InsertCompensation.name,
             seed=seed_of(seed, "compensation", choice.node, choice.kind) % 2**31,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Space:
         nodes: Labels of the candidates, in the order of the file.
         kinds: Kinds of compensation.
         ratios: Widths as fractions of the output channels, rising; beside none.
-        costs: What each choice costs.
+        costs: What each choice costs; a choice that is not there is not possible at that node.
         base: What the model costs without compensation.
         limit: Parameters and multiply-accumulates allowed on top, each as a fraction of the model's.
     """
@@ -66,7 +67,10 @@ class Space:
         return max(cost.params, cost.macs or 0.0)
 
     def excess(self, placement: Iterable[Choice]) -> float:
-        """Return by how much a placement is above the limit; 0 or less is allowed."""
+        """Return by how much a placement is above the limit; 0 or less is allowed, infinity not possible."""
+        placement = list(placement)
+        if any(choice not in self.costs for choice in placement):
+            return math.inf
         return self.share(placement) - self.limit
 
     def fitted(self, choices: Iterable[Choice], first: str) -> Placement:
@@ -87,8 +91,8 @@ class Space:
 
     def cheapest(self) -> Placement:
         """Compensate as many nodes as the limit allows, each in its cheapest way, the cheapest first."""
-        ways = {node: min(self._ways(node), key=self._cost) for node in self.nodes}
-        return self._fill(sorted(ways.values(), key=self._cost))
+        ways = (min(self._ways(node), key=self._cost, default=None) for node in self.nodes)
+        return self._fill(sorted((way for way in ways if way), key=self._cost))
 
     def widest(self) -> Placement:
         """Widen the cheapest placement step by step, node after node in turn, as far as the limit allows."""
@@ -119,7 +123,8 @@ class Space:
         return tuple(sorted(choices, key=lambda choice: self.nodes.index(choice.node)))
 
     def _ways(self, node: str) -> Iterator[Choice]:
-        return (Choice(node, kind, ratio) for kind, ratio in product(self.kinds, self.ratios))
+        ways = (Choice(node, kind, ratio) for kind, ratio in product(self.kinds, self.ratios))
+        return (way for way in ways if way in self.costs)
 
     def _cost(self, choice: Choice) -> float:
         return self.share([choice])

@@ -29,6 +29,8 @@ MAX_RETREATS = 4
 _RETREAT_FACTOR = 0.3
 _EXPLODED = 20.0
 """A mean loss above so many times that of the weights that came in counts as divergence."""
+FEWEST_PER_DRAW = 8
+"""Samples per chip of a training step."""
 _FIRST_BATCHES = 4
 _SAVE_EVERY = 5.0
 """Seconds between checkpoints, at least."""
@@ -41,6 +43,8 @@ class TrainOptions:
     Attributes:
         epochs: Passes over the training samples.
         batch: Samples per step; a small rest is spread over the batches.
+        draws: Chips that each step draws, its samples being divided among them; fewer where a chip would have
+            less than `FEWEST_PER_DRAW`.
         rate: Peak learning rate of Adam.
         levels: Strengths of variation, climbed in equal steps, as fractions of the device model's own.
         ramp: Fraction of the training at which the last level begins.
@@ -57,6 +61,7 @@ class TrainOptions:
 
     epochs: int
     batch: int = 128
+    draws: int = 1
     rate: float = 3e-3
     levels: tuple[float, ...] = LEVELS
     ramp: float = 0.4
@@ -249,23 +254,26 @@ class _Trainer:
 
     def _step(self, index: torch.Tensor, chips: torch.Generator, strength: float) -> float:
         problem, options, module = self.problem, self.options, self.forward.module
-        batch, clean = problem.batch(index, chips)
-        weights = problem.crossbars.draw(module.weights, chips, strength, options.censor)
-        if problem.stand_ins is not None:
-            weights.update(problem.stand_ins(module.weights, chips))
-        task_loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
-        loss = task_loss
-        if options.beta:
-            layers = module.matrices(self.norms)
-            penalties = (lipschitz.penalty([matrix], self.norms[layer.key]) for layer, matrix in layers)
-            loss = loss + options.beta * sum(penalties)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = 0.0
+        for part in index.tensor_split(max(1, min(options.draws, len(index) // FEWEST_PER_DRAW))):
+            batch, clean = problem.batch(part, chips)
+            weights = problem.crossbars.draw(module.weights, chips, strength, options.censor)
+            if problem.stand_ins is not None:
+                weights.update(problem.stand_ins(module.weights, chips))
+            loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
+            loss = loss * (len(part) / len(index))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if options.beta and not self.norms.keys().isdisjoint(self.keys):
+            layers = module.matrices(self.norms)
+            penalties = [lipschitz.penalty([matrix], self.norms[layer.key]) for layer, matrix in layers]
+            (options.beta * torch.stack(penalties).sum()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.max_norm)
         self.optimizer.step()
         if options.clip_weights is not None:
             problem.crossbars.clip(module.weights, self.keys, options.clip_weights)
-        return float(task_loss.detach())
+        return total
 
     def _sane(self, loss: float) -> bool:
         """Tell whether the last epoch went well."""
