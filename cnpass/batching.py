@@ -110,6 +110,7 @@ class _Walk:
         self.values = {name: value for name, value in stored.items() if name not in varying}
         weights = {tensor.name: tuple(tensor.dims) for tensor in self.graph.initializer}
         self.shapes = {**weights, **self.shapes}
+        before = {name for node in self.graph.node for name in node.input}
         nodes: list[NodeProto] = []
         for node in self.graph.node:
             if self._fold(node):
@@ -125,8 +126,16 @@ class _Walk:
         read = {name for node in nodes for name in node.input}
         constants = [_constant(name, self.values[name]) for name in sorted(self.sized & read)]
         kept = [_copy(node) for node in (*constants, *nodes)]
+        self._drop(before - read)
         del self.graph.node[:]
         self.graph.node.extend(kept)
+
+    def _drop(self, names: set[str]) -> None:
+        """Drop the initializers among tensors that nothing reads any longer: below IR version 4, ONNX Runtime refuses them."""
+        unread = names - {value.name for value in (*self.graph.input, *self.graph.output)}
+        for index in reversed(range(len(self.graph.initializer))):
+            if self.graph.initializer[index].name in unread:
+                del self.graph.initializer[index]
 
     def _fold(self, node: NodeProto) -> bool:
         """Note a node's result if it is a small constant; returns whether it stands for the node."""

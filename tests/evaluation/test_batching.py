@@ -293,6 +293,17 @@ MIXING = {
 }
 
 
+def test_a_shape_that_is_replaced_leaves_no_initializer_behind() -> None:
+    nodes = [n("Conv", "x", "w", out="a"), n("Reshape", "a", "t", out="b"), n("Relu", "b")]
+    proto = build(nodes, (1, 3, 5, 5), {"w": f32(2, 3, 3, 3), "t": i64(0, -1)})
+    proto.ir_version = 3  # ONNX Runtime then refuses initializers that nothing reads
+    samples = f32(4, 3, 5, 5)
+    freed = free(proto, shapes(proto, samples[:1]))
+    assert [tensor.name for tensor in freed.graph.initializer] == ["w"]
+    alone = np.concatenate([run(proto, sample[None])[0] for sample in samples])
+    np.testing.assert_allclose(run(freed, samples)[0], alone, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 12, 13, 21])
 def test_the_usual_flatten_of_torch_exports_leaves_no_shape_arithmetic(opset: int) -> None:
     axes = {} if opset >= 13 else {"axes": [0]}
