@@ -131,7 +131,7 @@ class _Walk:
         self.graph.node.extend(kept)
 
     def _drop(self, names: set[str]) -> None:
-        """Drop the initializers among tensors that nothing reads any longer: below IR version 4, ONNX Runtime refuses them."""
+        """Drop initializers that nothing reads any longer; below IR version 4 ONNX Runtime refuses them."""
         unread = names - {value.name for value in (*self.graph.input, *self.graph.output)}
         for index in reversed(range(len(self.graph.initializer))):
             if self.graph.initializer[index].name in unread:
