@@ -44,8 +44,10 @@ def input_specs(proto: onnx.ModelProto) -> list[InputSpec]:
     """The inputs that need data, in the model's order.
 
     Raises:
-        ModelError: there is none, or one is no tensor of numbers of a known type.
+        ModelError: there is none, or one is no tensor of numbers of a known type, or has its samples along
+            another axis than the first.
     """
+    _check_axes(proto)
     specs = [_spec(value) for value in data_inputs(proto)]
     if not specs:
         raise ModelError("the model has no inputs, so there is nothing to feed data to")
@@ -63,6 +65,23 @@ def data_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def selectors(proto: onnx.ModelProto) -> set[str]:
     """Names of the graph inputs that select chip and sample."""
     return {p.value for p in proto.metadata_props if p.key in {META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT}}
+
+
+def _check_axes(proto: onnx.ModelProto) -> None:
+    """Refuse inputs with the first output's first axis on a later axis, as RNNs over time have it."""
+    outputs = [[dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in proto.graph.output]
+    symbol = outputs[0][0] if outputs and outputs[0] else ""
+    for value in data_inputs(proto):
+        first, *later = value.type.tensor_type.shape.dim or [None]
+        axis = next((i for i, dim in enumerate(later, 1) if symbol and dim.dim_param == symbol), None)
+        if first is None or axis is None or first.dim_param == symbol:
+            continue
+        other = first.dim_value > 1 or (first.dim_param and not any(first.dim_param in o for o in outputs))
+        if other:
+            raise ModelError(
+                f"input '{value.name}' has its samples along axis {axis} ('{symbol}', the first axis of"
+                f" output '{proto.graph.output[0].name}'), not its first; let a Transpose follow the input"
+            )
 
 
 def _spec(value: onnx.ValueInfoProto) -> InputSpec:

@@ -291,11 +291,29 @@ def test_initialised_inputs_need_no_data() -> None:
         (model(("N",), dtype=TensorProto.STRING), "'in0' is no tensor of numbers"),
         (model(("N",), dtype=TensorProto.UNDEFINED), "'in0' has the unknown type 0"),
         (model(("N",), dtype=127), "'in0' has the unknown type 127"),
+        (model((7, "N", 4)), r"'in0' has its samples along axis 1 \('N', the first axis of output 'out'\)"),
+        (model(("time", "N", 4)), "'in0' has its samples along axis 1"),
+        (model(("N", 7, 4), (2, "N", 5)), "'in1' has its samples along axis 1"),
     ],
 )
 def test_models_that_take_no_data(proto: onnx.ModelProto, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         input_specs(proto)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output"),
+    [
+        ((1, "N", 4), ("N", 10)),
+        (("N", "N"), ("N", 10)),
+        (("B", "N"), ("N", "B")),
+        ((7, 5, 4), ("N", 10)),
+        ((7, "M", 4), ("N", 10)),
+        ((7, "", 4), ("", 10)),
+    ],
+)
+def test_symbols_that_say_nothing_against_the_first_axis(shape: Shape, output: Shape) -> None:
+    assert len(input_specs(model(shape, output=output))) == 1
 
 
 def test_a_scalar_input_takes_one_number_per_sample() -> None:
