@@ -43,16 +43,17 @@ def test_accuracy_under_variation_comes_back(model: Path) -> None:
     assert record.epochs is not None
     assert 32 < record.epochs <= 3 * 32 + 11 + 8, "three trainings, the shared compensation, the chosen one"
     steps = [rung.step for rung in record.ladder]
-    assert steps[:5] == [
+    assert steps[:6] == [
         "no correction",
         "mean-gain correction",
         "closed-form compensation",
+        "probe compensation, untrained",
         "noise injection",
         "noise injection and Lipschitz penalty",
     ]
-    assert steps[5].endswith(" compensation")
-    assert steps[6].startswith("analog weights and ")
-    nothing, _, _, injection, *_, together = [rung.point.mean for rung in record.ladder]
+    assert steps[6].endswith(" compensation")
+    assert steps[7].startswith("analog weights and ")
+    nothing, _, _, _, injection, *_, together = [rung.point.mean for rung in record.ladder]
     assert min(injection, together) > nothing + 0.02
     assert (record.n.train, record.n.val, record.n.test) == (160, 60, 80)
     output = model.with_name("quadrants.cnpass.onnx")
@@ -104,6 +105,7 @@ def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "train", ruin)
     monkeypatch.setattr(stages, "correct_mean_gain", lambda _: None)
     monkeypatch.setattr(stages, "fit_closed_form", lambda job: stages.Placed(job.source, ()))
+    monkeypatch.setattr(stages, "insert_probes", lambda job: stages.Placed(job.source, ()))
     record = _optimize(model)
     assert [rung.kept for rung in record.ladder] == [True, False, False, False, False]
     assert record.after == record.before

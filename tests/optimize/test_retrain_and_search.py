@@ -37,7 +37,7 @@ def test_retrain_writes_the_same_graph_with_better_weights(model: Path) -> None:
     output = model.with_name("quadrants.retrained.onnx")
     assert record.kept
     assert record.after.mean > record.before.mean + 0.02
-    assert record.epochs == 16
+    assert record.epochs == record.history[-1].epoch <= 16
     assert [check.epoch for check in record.history] == sorted({c.epoch for c in record.history})
     assert json.loads(record.to_json()) == _valid(output, "retrain")
     before, after = _weights(model), _weights(output)
@@ -142,10 +142,11 @@ def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_grad
         "no correction",
         "mean-gain correction",
         "closed-form compensation",
+        "probe compensation, untrained",
     ]
-    closed = record.ladder[-1]
-    assert not closed.kept or closed.point.mean > record.ladder[0].point.mean
-    assert bool(record.placement) == closed.kept
+    first, _, *compensated = record.ladder
+    assert all(not rung.kept or rung.point.mean > first.point.mean for rung in compensated)
+    assert bool(record.placement) == any(rung.kept for rung in compensated)
 
 
 def _through(model: Path, node: int, *made: onnx.NodeProto) -> Path:
