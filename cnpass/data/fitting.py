@@ -16,6 +16,7 @@ from cnpass.errors import DataError
 from cnpass.recipe import Layout, Preprocess
 
 PARTS = ("train", "val", "test")
+_WITHOUT_LABELS = "data without labels (y) measure fidelity instead"
 _CHUNK = 4096
 _AXES: dict[Layout, tuple[int, int, int]] = {"nhwc": (1, 2, 0), "nchw": (2, 0, 1)}
 """Axes of a sample in the other layout, in the order that brings it to this one."""
@@ -187,9 +188,11 @@ def _labels(y: Array, classes: int | None, where: str) -> Labels:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
-        raise DataError(f"{where}: labels have shape {y.shape}; one class number per sample is needed")
+        raise DataError(
+            f"{where}: labels have shape {y.shape}; one class number per sample is needed; {_WITHOUT_LABELS}"
+        )
     if y.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {y.dtype}; class numbers must be integers")
+        raise DataError(f"{where}: labels are {y.dtype}; class numbers must be integers; {_WITHOUT_LABELS}")
     if y.min() < 0:
         raise DataError(f"{where}: label {y.min()} is negative")
     if classes is not None and y.max() >= classes:
