@@ -42,7 +42,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "both": {"clip_weights": 2.5, "censor": 1.0},
     "clipping at 2": {"clip_weights": 2.0},
     "censored at 2": {"censor": 2.0},
+    "4 chips per step": {"draws": 4},
 }
+COMMON = {"sigma": SIGMA, "draws": 1}
+"""What they have in common, but for what they say themselves."""
 Entry = dict[str, Any]
 _DIGITS = 6
 
@@ -62,7 +65,7 @@ def measure(model: Path, given: Mapping[str, Any], *, seeds: list[int], chips: i
             key = {"model": model.stem, "epochs": given["epochs"], "seed": seed, "training": name}
             if any(key.items() <= entry.items() and len(entry["values"]) == chips for entry in store):
                 continue
-            recipe = RetrainRecipe.build(None, {**given, **options, "sigma": SIGMA, "seed": seed})
+            recipe = RetrainRecipe.build(None, {**COMMON, **given, **options, "seed": seed})
             store.append(key | _trained(model, recipe, chips))
             lines = ",\n".join(json.dumps(entry) for entry in store)
             STORE.write_text(f"[\n{lines}\n]\n")
