@@ -45,6 +45,9 @@ from cnpass.nodes import (
 from cnpass.order import check_order
 from cnpass.texts import check_texts
 
+OVERRIDABLE_IR = 4
+"""The oldest IR version in which only an initializer that is a graph input, too, can be overridden."""
+
 __all__ = ["Document", "label", "node_metadata"]
 
 
@@ -249,6 +252,13 @@ class Document:
             free = f"{name}_{count}"
         self._names.add(free)
         return free
+
+    def initializer(self, name: str, values: np.ndarray) -> gs.Constant:
+        """A new initializer under a free name; below IR version 4 each has to be a graph input, too."""
+        constant = gs.Constant(self.fresh(name), values)
+        if self.proto.ir_version < OVERRIDABLE_IR:
+            self.overridable.append(constant.name)
+        return constant
 
     @property
     def sha256(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from cnpass.document import Document
+from cnpass.document import OVERRIDABLE_IR, Document
 from cnpass.errors import ModelError
 from cnpass.nodes import node_metadata, node_proto
 from cnpass.runtime import ops
@@ -15,9 +15,6 @@ from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 
 FUNCTIONS_IR = 8
 """The oldest IR version whose models can carry functions."""
-
-OVERRIDABLE_IR = 4
-"""The oldest IR version in which an initializer that is a graph input can be overridden."""
 
 
 def analog_nodes(document: Document) -> Iterator[gs.Node]:

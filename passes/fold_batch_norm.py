@@ -191,7 +191,7 @@ class _Folder:
     def set_bias(self, match: _Match, bias: np.ndarray, norm: gs.Node) -> None:
         linear, output = match.linear, norm.outputs[0]
         if linear.op == "MatMul":  # it has no bias: an Add takes the place of the normalisation
-            constant = self.constant(f"{match.weight.key}.bias", bias)
+            constant = self.document.initializer(f"{match.weight.key}.bias", bias)
             middle = norm.inputs[0]
             place = next(i for i, node in enumerate(self.document.graph.nodes) if node is norm)
             analog.detach(norm)
@@ -205,7 +205,7 @@ class _Folder:
         if match.bias is None:
             while len(linear.inputs) > 2:  # an empty third input
                 linear.inputs.pop()
-            linear.inputs.append(self.constant(f"{match.weight.key}.bias", bias))
+            linear.inputs.append(self.document.initializer(f"{match.weight.key}.bias", bias))
         else:
             self.set(linear, 2, bias, f"{match.bias.name}.folded")
         if linear.op == "Gemm" and linear.attrs.get("beta", 1.0) != 1.0:
@@ -218,13 +218,6 @@ class _Folder:
         if isinstance(old, StoredConstant | gs.Constant) and alone and tuple(old.shape) == values.shape:
             old.values = values
             return
-        node.inputs[index] = self.constant(name, values)
+        node.inputs[index] = self.document.initializer(name, values)
         reason = "is not stored as the node takes it" if alone else "has other readers"
         self.notes.append(f"{old.name!r} {reason}: node {label(node)!r} has a folded copy of its own")
-
-    def constant(self, name: str, values: np.ndarray) -> gs.Constant:
-        """A new initializer."""
-        constant = gs.Constant(self.document.fresh(name), values)
-        if self.document.proto.ir_version < analog.OVERRIDABLE_IR:
-            self.document.overridable.append(constant.name)  # every initializer was a graph input then
-        return constant

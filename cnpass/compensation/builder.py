@@ -102,7 +102,7 @@ class Builder:
     def constant(self, name: str, values: np.ndarray) -> gs.Constant:
         """Add a constant in the type of the compensated tensors; integers stay integers."""
         typed = values if values.dtype.kind in "iu" else values.astype(self.site.dtype)
-        return gs.Constant(self._name(name), typed)
+        return self._document.initializer(f"{self.site.y.name}.{name}", typed)
 
     def weight(
         self, name: str, values: np.ndarray, *, axis: int | None = None, neutral: np.ndarray | None = None

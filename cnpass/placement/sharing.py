@@ -206,7 +206,7 @@ def train_shared(
     path: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Train the shared weights: every step draws a placement within the limit, and a chip.
+    """Train the shared weights: every part of a step draws a placement within the limit, and a chip.
 
     Analog weights stay as they are, bit for bit. A step trains only what its placement uses. The last weights
     are kept: a figure of all placements at once does not exist, and that of a few is for the search to take.

@@ -268,7 +268,8 @@ class _Trainer:
         if options.beta and not self.norms.keys().isdisjoint(self.keys):
             layers = module.matrices(self.norms)
             penalties = [lipschitz.penalty([matrix], self.norms[layer.key]) for layer, matrix in layers]
-            (options.beta * torch.stack(penalties).sum()).backward()  # type: ignore[no-untyped-call]
+            if penalties:  # weights that only bodies multiply by have no matrix here
+                (options.beta * torch.stack(penalties).sum()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([module.weights[key] for key in self.keys], options.max_norm)
         self.optimizer.step()
         if options.clip_weights is not None:

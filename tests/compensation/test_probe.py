@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch.nn import functional
 
 from cnpass.compensation.kinds.probe import MOST_FEATURES, PROBES
@@ -135,6 +137,21 @@ def test_samples_do_not_see_each_other(single) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_without_samples_stays_one(single, ort) -> None:
+    document = Document.from_proto(single("Conv", ("n", 3, 20, 17), _random(4, 3, 3, 3)))
+    InsertCompensation(node="site", kind="probe")(document)
+    assert ort(document.to_proto(), [_random(0, 3, 20, 17)])[0].shape == (0, 4, 18, 15)
+
+
+def test_in_the_oldest_ir_versions_every_initializer_is_a_graph_input(single) -> None:
+    model = single("Conv", (1, 3, 9, 9), _random(4, 3, 3, 3), 9)
+    model.ir_version = 3
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, (4, 3, 3, 3)))
+    document = Document.from_proto(model)
+    InsertCompensation(node="site", kind="probe")(document)
+    onnx.checker.check_model(document.to_proto(), full_check=True)
+
+
 def test_an_image_of_one_colour_does_no_harm(single) -> None:
     module, kernel = _probed(single, (2, 3, 14, 14), (4, 3, 3, 3))
     x = torch.ones(2, 3, 14, 14) * torch.tensor([0.0, 3.0]).reshape(-1, 1, 1, 1)
@@ -168,6 +185,7 @@ def test_there_are_few_features(single, channels: int, ratio: float, width: int)
             {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
             "need explicit pads",
         ),
+        ("Conv", (1, 3, "h", "w"), (4, 3, 3, 3), {}, "need to know the size"),
     ],
 )
 def test_where_there_can_be_none_it_says_why(single, op, x_shape, w_shape, attributes, message) -> None:

@@ -21,7 +21,7 @@ from cnpass.training import checkpoint
 from cnpass.training.augmentation import augmentation
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
-from cnpass.training.lift import lift
+from cnpass.training.lift import Lifted, lift
 from cnpass.training.objective import Objective
 from cnpass.training.retrain import MAX_RETREATS, Problem, TrainOptions, train
 from cnpass.training.validation import Validator
@@ -139,6 +139,14 @@ def test_frozen_weights_keep_their_bytes(setting) -> None:
     assert result.score > result.first_score
     for key, weight in forward.module.weights.items():
         assert torch.equal(weight, before[key]) == (key != "fc.weight")
+
+
+def test_weights_without_a_matrix_are_not_penalised(setting, monkeypatch) -> None:
+    options = replace(OPTIONS, epochs=1, checks=0)
+    plain = train(*setting(), replace(options, beta=0.0)).weights
+    monkeypatch.setattr(Lifted, "matrices", lambda *_: iter(()))  # as where bodies compute them
+    found = train(*setting(), options).weights
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
 
 
 def _peak(weight: torch.Tensor) -> float:

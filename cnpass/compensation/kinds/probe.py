@@ -32,7 +32,6 @@ PROBES = 6
 """Probes along each axis of space, at most."""
 MOST_FEATURES = 4
 """More could not be told apart with so few probes."""
-_UNKNOWN_STRIDE = 5
 _RIDGE = 0.01
 _EPSILON = 1e-5
 _POSITIONS = 2
@@ -43,6 +42,8 @@ def unsuited(site: Site) -> str | None:
     """Say why a site cannot have probes; None if it can."""
     if not site.is_conv:
         return "probes need a convolution, whose outputs have positions"
+    if None in site.extent:
+        return "probes need to know the size of the convolution's output"
     if site.auto_padded and any(stride > 1 for stride in site.node.attrs.get("strides") or ()):
         return "probes need explicit pads where a convolution has strides"
     return None
@@ -60,10 +61,11 @@ def probe(builder: Builder, width: int) -> gs.Variable:
     multiply-accumulates the layer's own at the probes, and ``width (C_in + C_out)`` at every position.
     """
     site, y = builder.site, builder.analog
-    strides = [_UNKNOWN_STRIDE if size is None else math.ceil(size / PROBES) for size in site.extent]
-    probes = _Probes(builder, strides)
+    sizes = [size for size in site.extent if size is not None]
+    strides = [math.ceil(size / PROBES) for size in sizes]
+    probes = _Probes(builder, strides, sizes)
     reference = probes.flat(_reference(builder, strides), "reference")
-    at_probes, everywhere = probes.picked(y, "analog"), probes.flat(y, "analog.all")
+    at_probes, everywhere = probes.picked(y, "analog"), probes.everywhere(y, "analog.all")
     difference = builder.node("Sub", [reference, at_probes], "difference")
     error, correction = probes.centred(difference, "error")
     level, level_mean = probes.centred(at_probes, "level")
@@ -81,7 +83,9 @@ def probe(builder: Builder, width: int) -> gs.Variable:
         slope = probes.slope(error, level, "level")
         through_level = builder.node("Mul", [slope, level_slopes], "level.slopes.scaled")
         slopes = builder.node("Sub", [error_slopes, through_level], "features.slopes")
-        features_moved = builder.node("Sub", [probes.flat(features, "features.all"), mean], "features.moved")
+        features_moved = builder.node(
+            "Sub", [probes.everywhere(features, "features.all"), mean], "features.moved"
+        )
         explained = builder.node("MatMul", [slopes, features_moved], "features.explained")
         correction = builder.node("Add", [correction, explained], "features.correction")
     explained = builder.node("Mul", [moved, slope], "level.explained")
@@ -119,15 +123,21 @@ def _same_pads(node: gs.Node, kernel: tuple[int, ...]) -> list[int]:
 class _Probes:
     """Nodes on [samples, channels, positions], the positions being the probes."""
 
-    def __init__(self, builder: Builder, strides: list[int]) -> None:
+    def __init__(self, builder: Builder, strides: list[int], sizes: list[int]) -> None:
         self._builder, self._strides = builder, strides
-        self._shape = builder.constant("flat", np.array([0, 0, -1], np.int64))
+        count = math.prod(-(-size // stride) for size, stride in zip(sizes, strides, strict=True))
+        self._probes = builder.constant("probes.shape", np.array([0, 0, count], np.int64))
+        self._all = builder.constant("all.shape", np.array([0, 0, math.prod(sizes)], np.int64))
         self._ridge = builder.constant("ridge", np.array(1 + _RIDGE))
         self._epsilon = builder.constant("epsilon", np.array(_EPSILON))
 
     def flat(self, tensor: gs.Tensor, name: str) -> gs.Variable:
+        """Make one axis of all probes."""
+        return self._builder.node("Reshape", [tensor, self._probes], f"{name}.flat")
+
+    def everywhere(self, tensor: gs.Tensor, name: str) -> gs.Variable:
         """Make one axis of all positions."""
-        return self._builder.node("Reshape", [tensor, self._shape], f"{name}.flat")
+        return self._builder.node("Reshape", [tensor, self._all], f"{name}.flat")
 
     def picked(self, tensor: gs.Tensor, name: str) -> gs.Variable:
         """Take what lies at the probes; pooling with a kernel of 1 does so in every opset."""
