@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,11 @@ def fuzz(folder: Path, seed: int, first: int, last: int) -> tuple[Counter[str], 
         if not lines:
             raise RuntimeError(f"the worker did not start: {done.stderr}")
         number = lines[-1]["case"] + 1
-        if "outcome" not in lines[-1]:
+        if "outcome" in lines[-1]:
+            continue
+        if lines[-1].get("runs") and done.returncode == -signal.SIGXCPU:
+            outcomes["endless"] += 1
+        else:
             outcomes["crash"] += 1
             failures[number - 1] = f"the process ended with code {done.returncode}: {done.stderr[-2000:]}"
     return outcomes, failures

@@ -2,8 +2,9 @@
 
     python tests/fuzz/worker.py FOLDER SEED FIRST LAST
 
-Prints one JSON line per case before it starts, and one with its outcome: "done", "refused" (an error that
-cnpass means to give), "timeout", or "failure" with the traceback.
+Prints one JSON line per case before it starts, one before each step, and one with its outcome: "done",
+"refused" (an error that cnpass means to give), "endless" (the model itself takes too long to run),
+"timeout", or "failure" with the traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -113,18 +115,35 @@ def rewrite(path: Path, out: Path) -> None:
 
 STEPS = (examine, fold, measure, train, rewrite)
 """What a user does with a model file; the last one says whether the model counts as refused."""
+RUNNING = (measure, train)
+"""Steps that run the model, which may ask for any time and memory: a loop's count may be damaged, too."""
 
 
-def drive(path: Path, out: Path) -> bool:
-    """Take every step as far as it goes; gives whether the last one went through."""
+class _EndlessError(BaseException):
+    """A model takes too long to run."""
+
+
+def drive(path: Path, out: Path, tell: Callable[[bool], object]) -> bool:
+    """Take every step as far as it goes; gives whether the last one went through.
+
+    Args:
+        path: File of the model.
+        out: Folder for outputs.
+        tell: Told before each step whether it runs the model.
+    """
     done = False
     for step in STEPS:
+        tell(step in RUNNING)
         try:
             step(path, out)
             done = True
-        except MemoryError:  # a model that runs may ask for any; the command line says so in a line
-            assert step in {measure, train}, f"{step.__name__}: out of memory"
+        except MemoryError:  # the command line says so in a line
+            assert step in RUNNING, f"{step.__name__}: out of memory"
             done = False
+        except _TimeoutError:
+            if step in RUNNING:
+                raise _EndlessError from None
+            raise
         except CnpassError as error:
             assert "\n" not in str(error), f"{step.__name__}: an error of several lines: {error}"  # noqa: PT017
             done = False
@@ -141,7 +160,9 @@ def check(folder: Path, before: set[Path], out: Path) -> None:
         shutil.rmtree(each) if each.is_dir() else each.unlink()
 
 
-def case(path: Path, out: Path, sources: list[bytes], seed: int, number: int) -> dict[str, str]:
+def case(
+    path: Path, out: Path, sources: list[bytes], seed: int, number: int, tell: Callable[[bool], object]
+) -> dict[str, str]:
     """Run one case; gives its outcome."""
     path.write_bytes(damaged(sources, np.random.default_rng([seed, number])))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -149,7 +170,9 @@ def case(path: Path, out: Path, sources: list[bytes], seed: int, number: int) ->
     # Python does not hear the timer while native code runs; this ends the process.
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 3 * SECONDS, resource.RLIM_INFINITY))
     try:
-        done = drive(path, out)
+        done = drive(path, out, tell)
+    except _EndlessError:
+        return {"outcome": "endless"}
     except _TimeoutError:
         return {"outcome": "timeout", "text": traceback.format_exc()}
     except Exception:  # noqa: BLE001 (that is what a fuzzer looks for)
@@ -178,14 +201,18 @@ def main() -> None:
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
+
+    def say(**fields: object) -> None:
+        lines.write(json.dumps(fields) + "\n")
+
     for number in range(first, last):
-        lines.write(json.dumps({"case": number}) + "\n")
-        found = case(path, out, sources, seed, number)
+        say(case=number)
+        found = case(path, out, sources, seed, number, lambda runs, case=number: say(case=case, runs=runs))
         try:
             check(folder, before, out)
         except AssertionError as error:
             found = {"outcome": "failure", "text": str(error)}
-        lines.write(json.dumps({"case": number, **found}) + "\n")
+        say(case=number, **found)
         if number % 200 == 0:
             gc.collect()
 
