@@ -18,8 +18,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from cnpass.errors import ModelError
 
-CHUNK = 1 << 22
-"""Bytes that are held at a time while data are copied or hashed."""
+CHUNK = 1 << 20
+"""Bytes held at a time while data are copied or hashed; blocks of 4 MiB would be fresh memory each time."""
 
 ALIGNMENT = 4096
 """Offsets in a data file are multiples of this, so that runtimes can map the weights into memory."""
