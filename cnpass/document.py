@@ -46,7 +46,7 @@ from cnpass.order import check_order
 from cnpass.texts import check_texts
 
 OVERRIDABLE_IR = 4
-"""The oldest IR version in which only an initializer that is a graph input, too, can be overridden."""
+"""The oldest IR version in which initializers need not be graph inputs; those that are can be overridden."""
 
 __all__ = ["Document", "label", "node_metadata"]
 

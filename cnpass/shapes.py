@@ -15,7 +15,7 @@ from onnx.shape_inference import InferenceError
 from cnpass import shape_arithmetic
 from cnpass.constants import Stored, constant_values, tensor_proto
 from cnpass.data.inputs import data_inputs
-from cnpass.document import Document
+from cnpass.document import OVERRIDABLE_IR, Document
 from cnpass.errors import ModelError
 from cnpass.nodes import subgraphs
 from cnpass.order import in_order
@@ -26,9 +26,6 @@ _SMALL = 1024
 
 _FOLDED_NODES = 200_000
 """Bound on the work: inference is repeated at most this many times nodes."""
-
-_INITIALIZERS_APART_IR = 4
-"""In older versions inference takes initializers for missing that are no graph inputs, which many are not."""
 
 Shape = tuple[int | None, ...]
 
@@ -125,7 +122,8 @@ def _batch(values: list[ValueInfoProto], known: dict[str, Shape]) -> int:
 def _skeleton(document: Document) -> ModelProto:
     """The model with analog nodes as their plain forms and without the bytes of its weights."""
     model = document.to_proto(export=_stub)
-    model.ir_version = max(model.ir_version, _INITIALIZERS_APART_IR)
+    # Below it, inference takes initializers for missing that are no graph inputs, which many are not.
+    model.ir_version = max(model.ir_version, OVERRIDABLE_IR)
     _make_plain(model.graph)
     for entry in model.opset_import:
         entry.domain = _default(entry.domain)

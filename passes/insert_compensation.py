@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cnpass.compensation.insertion import insert, width_of
-from cnpass.compensation.kinds import Kind, unsuited
+from cnpass.compensation.kinds import KINDS, Kind
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
@@ -40,7 +40,7 @@ class InsertCompensation(Pass):
             known = ", ".join(sites) or "none"
             why = reasons.get(self.node, f"is no analog node; nodes that can be compensated: {known}")
             raise PassPreconditionError(self.name, f"node {self.node!r} {why}")
-        if reason := unsuited(self.kind, site):
+        if reason := KINDS[self.kind].unsuited(site):
             raise PassPreconditionError(self.name, f"node {self.node!r}: {reason}")
         width = width_of(self.ratio, site, self.kind)
         insert(document, site, self.kind, width, creator=self.name, seed=self.seed)

@@ -15,8 +15,8 @@ from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.passes.pipeline import Pipeline
-from cnpass.placement.sharing import Supernet, insert_all
-from cnpass.placement.space import RATIOS, Placement
+from cnpass.placement.sharing import insert_all, widest
+from cnpass.placement.space import Placement
 from cnpass.progress import Progress
 from cnpass.recipe import TrainRecipe
 from cnpass.records import CalibrateRecord, OptimizeRecord, TrainedRecord
@@ -119,7 +119,7 @@ def _probes(bench: Bench, rung: str) -> int:
 def _widest(bench: Bench, document: Document, kind: Kind) -> Placement:
     """Compensation of one kind at as many nodes, and as wide, as the limit allows."""
     nodes = list(find_sites(document, plan(document))[0])
-    return Supernet(document, nodes, (kind,), RATIOS, seed=bench.seed).space(MAX_OVERHEAD).widest()
+    return widest(document, nodes, kind, limit=MAX_OVERHEAD, seed=bench.seed)
 
 
 def _retrained(**options: Any) -> Make:

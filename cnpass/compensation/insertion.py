@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 
 from cnpass.compensation.builder import Builder, Linear, Part
 from cnpass.compensation.kinds import KINDS, Kind
-from cnpass.compensation.kinds.probe import most_features
 from cnpass.compensation.site import Site
 from cnpass.document import Document
 from cnpass.nodes import label, node_metadata
@@ -77,9 +76,9 @@ class Insertion:
 
 
 def width_of(ratio: float, site: Site, kind: Kind) -> int:
-    """Filters of the generator for a ratio to the output channels; at least one, few of them for probes."""
+    """Filters of the generator for a ratio to the output channels: at least one, no more than are of use."""
     width = max(1, round(ratio * site.outputs))
-    return min(width, most_features(site)) if kind == "probe" else width
+    return min(width, KINDS[kind].widest(site) or width)
 
 
 def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: str, seed: int) -> Insertion:
@@ -102,7 +101,7 @@ def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: s
     if label(site.node) != site.label:  # it was called by its output
         node_metadata(site.node)[ops.META_NAME] = site.label
     builder = Builder(document, site, creator, seed=seed, analog=analog)
-    last = KINDS[kind](builder, width)
+    last = KINDS[kind].build(builder, width)
     last.inputs[0].outputs[0] = y  # the node that made it writes the old name instead
     place = next(i for i, node in enumerate(document.graph.nodes) if node is maker)
     document.graph.nodes[place + 1 : place + 1] = builder.nodes

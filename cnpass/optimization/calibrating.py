@@ -36,7 +36,7 @@ from cnpass.optimization.setting import (
 )
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.map_crossbar import MapCrossbar
-from cnpass.placement.sharing import Supernet
+from cnpass.placement.sharing import widest
 from cnpass.placement.space import RATIOS, Choice
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
@@ -174,8 +174,7 @@ class _Calibration:
         if kind == "gain":
             choices = tuple(Choice(node, kind, min(RATIOS)) for node in nodes)
         else:
-            supernet = Supernet(document, nodes, (kind,), RATIOS, seed=self.seed)
-            choices = supernet.space(self.recipe.max_overhead).widest()
+            choices = widest(document, nodes, kind, limit=self.recipe.max_overhead, seed=self.seed)
             if not choices:
                 raise ModelError(
                     f"no correction fits within --max-overhead {self.recipe.max_overhead:g}; "

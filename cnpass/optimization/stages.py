@@ -27,7 +27,7 @@ from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.measuring import Measurer, write_job
 from cnpass.placement.search import search
-from cnpass.placement.sharing import Supernet, insert_all, train_shared
+from cnpass.placement.sharing import Supernet, insert_all, train_shared, widest
 from cnpass.placement.space import RATIOS, Placement, Space
 from cnpass.recipe import SearchRecipe
 from cnpass.records import Overhead
@@ -76,8 +76,7 @@ def fit_closed_form(job: Job) -> Placed:
     nodes = [label for label, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
     if not nodes:
         return Placed(job.source, (), ("closed form: no node can be compensated",))
-    supernet = Supernet(job.source, nodes, ("linear",), RATIOS, seed=job.recipe.seed)
-    placement = supernet.space(job.max_overhead).widest()
+    placement = widest(job.source, nodes, "linear", limit=job.max_overhead, seed=job.recipe.seed)
     if not placement:
         return Placed(job.source, (), ("closed form: no compensation fits the overhead allowed",))
     work = len(placement) * FIT_SAMPLES * max(cost(job.plan.nodes).macs or 1, 1)
@@ -102,8 +101,7 @@ def insert_probes(job: Job) -> Placed:
     if "probe" not in job.kinds:
         return Placed(job.source, ())
     nodes = list(find_sites(job.source, job.plan)[0])
-    space = Supernet(job.source, nodes, ("probe",), RATIOS, seed=job.recipe.seed).space(job.max_overhead)
-    placement = space.widest()
+    placement = widest(job.source, nodes, "probe", limit=job.max_overhead, seed=job.recipe.seed)
     document, _ = insert_all(job.source, placement, seed=job.recipe.seed)
     return Placed(document, placement)
 
@@ -315,8 +313,7 @@ def extend(job: Job, document: Document, placement: Placement) -> Placed:
     nodes = [label for label, site in sites.items() if site.is_conv]
     if not nodes or "gain" not in job.kinds:
         return Placed(document, placement)
-    space = Supernet(document, nodes, ("gain",), RATIOS, seed=job.recipe.seed).space(left)
-    added = space.widest()
+    added = widest(document, nodes, "gain", limit=left, seed=job.recipe.seed)
     extended, _ = insert_all(document, added, seed=job.recipe.seed)
     order = [entry.label for entry in job.plan.analog]
     both = sorted((*placement, *added), key=lambda choice: order.index(choice.node))

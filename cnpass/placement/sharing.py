@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from cnpass.compensation.insertion import Insertion, insert, width_of
-from cnpass.compensation.kinds import Kind, unsuited
+from cnpass.compensation.kinds import KINDS, Kind
 from cnpass.compensation.overhead import Cost, cost, is_compensation
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.passes.insert_compensation import InsertCompensation
-from cnpass.placement.space import Choice, Placement, Space
+from cnpass.placement.space import RATIOS, Choice, Placement, Space
 from cnpass.progress import Progress
 from cnpass.training.forward import Forward
 from cnpass.training.retrain import Problem, TrainOptions, TrainResult, train
@@ -70,7 +70,7 @@ class Supernet:
             Choice(node, kind, max(ratios))
             for node in nodes
             for kind in kinds
-            if unsuited(kind, sites[node]) is None
+            if KINDS[kind].unsuited(sites[node]) is None
         ]
         self.document, self._insertions = insert_all(base, widest, seed=seed)
 
@@ -146,6 +146,11 @@ class Supernet:
             values |= insertion.narrowed(wide, held)
         write_back(document, {key: torch.from_numpy(np.array(value)) for key, value in values.items()})
         return document
+
+
+def widest(base: Document, nodes: Sequence[str], kind: Kind, *, limit: float, seed: int) -> Placement:
+    """Return compensation of one kind at as many nodes, and as wide, as a limit on overhead allows."""
+    return Supernet(base, nodes, (kind,), RATIOS, seed=seed).space(limit).widest()
 
 
 def insert_all(

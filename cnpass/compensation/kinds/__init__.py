@@ -1,4 +1,4 @@
-"""Kinds of compensation: each a function that adds nodes and returns the compensated output.
+"""Kinds of compensation: each adds nodes behind an analog one and gives the compensated output.
 
 Inserted and not yet trained, none changes an output of the ideal chip; only `probe` changes those of others.
 """
@@ -6,6 +6,7 @@ Inserted and not yet trained, none changes an output of the ideal chip; only `pr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import onnx_graphsurgeon as gs
@@ -14,24 +15,35 @@ from cnpass.compensation.builder import Builder
 from cnpass.compensation.kinds.gain import gain
 from cnpass.compensation.kinds.linear import linear
 from cnpass.compensation.kinds.paper import paper
-from cnpass.compensation.kinds.probe import probe
-from cnpass.compensation.kinds.probe import unsuited as unsuited_probe
+from cnpass.compensation.kinds.probe import most_features, probe, without_probes
 from cnpass.compensation.kinds.residual import residual
 from cnpass.compensation.site import Site
 
 Kind = Literal["residual", "gain", "probe", "linear", "paper"]
-KINDS: dict[Kind, Callable[[Builder, int], gs.Variable]] = {
-    "residual": residual,
-    "gain": gain,
-    "probe": probe,
-    "linear": linear,
-    "paper": paper,
+
+
+@dataclass(frozen=True)
+class Definition:
+    """How a kind is made.
+
+    Attributes:
+        build: Adds its nodes with a generator of some width, and returns the compensated output.
+        unsuited: Says why it does not suit a site; None if it does.
+        widest: Gives the width beyond which nothing is gained at a site; None for no such.
+    """
+
+    build: Callable[[Builder, int], gs.Variable]
+    unsuited: Callable[[Site], str | None] = lambda _: None
+    widest: Callable[[Site], int | None] = lambda _: None
+
+
+KINDS: dict[Kind, Definition] = {
+    "residual": Definition(residual),
+    "gain": Definition(gain),
+    "probe": Definition(probe, without_probes, most_features),
+    "linear": Definition(linear),
+    "paper": Definition(paper),
 }
-
-
-def unsuited(kind: Kind, site: Site) -> str | None:
-    """Say why a kind does not suit a site; None if it does."""
-    return unsuited_probe(site) if kind == "probe" else None
 
 
 def kind_names() -> list[str]:
@@ -39,4 +51,4 @@ def kind_names() -> list[str]:
     return list(get_args(Kind))
 
 
-__all__ = ["KINDS", "Kind", "gain", "kind_names", "linear", "paper", "probe", "residual", "unsuited"]
+__all__ = ["KINDS", "Kind", "gain", "kind_names", "linear", "paper", "probe", "residual"]

@@ -38,7 +38,7 @@ _POSITIONS = 2
 """Axis of the positions in [samples, channels, positions]."""
 
 
-def unsuited(site: Site) -> str | None:
+def without_probes(site: Site) -> str | None:
     """Say why a site cannot have probes; None if it can."""
     if not site.is_conv:
         return "probes need a convolution, whose outputs have positions"
