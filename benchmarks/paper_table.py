@@ -53,15 +53,22 @@ def collect(folder: Path) -> None:
     store = json.loads(STORE.read_text()) if STORE.exists() else {}
     for path in sorted(folder.glob("*/seed-*/*.figures.json")):
         row, seed = path.parts[-3], path.parts[-2].removeprefix("seed-")
-        rung = path.name.removesuffix(".figures.json")
-        store.setdefault(row, {}).setdefault(seed, {})[rung] = json.loads(path.read_text())
+        rung, _, grid = path.name.removesuffix(".figures.json").partition(".")
+        if not grid:
+            figures = json.loads(path.read_text())
+            others = path.with_name(f"{rung}.grid.figures.json")
+            if others.exists():
+                figures["points"] += json.loads(others.read_text())
+                figures["points"].sort(key=lambda point: point["params"]["sigma"])
+            store.setdefault(row, {}).setdefault(seed, {})[rung] = figures
     STORE.write_text(json.dumps(store, indent=1, sort_keys=True) + "\n")
 
 
 def table() -> str:
     """Render the store: per row the ladder at sigma 0.5, then the grid."""
     store: Mapping[str, Seeds] = json.loads(STORE.read_text())
-    return "\n\n".join(part for row, seeds in store.items() for part in (_ladder(row, seeds), _grid(seeds)))
+    parts = (part for row, seeds in store.items() for part in (_ladder(row, seeds), _grid(seeds)))
+    return "\n\n".join(filter(None, parts))
 
 
 def render() -> str:
@@ -116,18 +123,19 @@ def _spread(points: list[Figures]) -> str:
 
 
 def _grid(seeds: Seeds) -> str:
-    """Mean accuracy at every sigma, of the rungs that were measured there."""
-    first = next(iter(seeds.values()))
-    rungs = [name for name in ORDER if name in first and len(first[name]["points"]) > 1]
-    sigmas = [point["params"]["sigma"] for point in first["plain"]["points"]]
-    lines = [
-        "| trained for sigma 0.5, at sigma | " + " | ".join(f"{sigma:g}" for sigma in sigmas) + " |",
-        "|---|" + "---|" * len(sigmas),
-    ]
-    for rung in rungs:
-        found = [rungs_[rung]["points"] for rungs_ in seeds.values() if rung in rungs_]
-        cells = (_percent(points[i]["mean"] for points in found) for i in range(len(sigmas)))
-        lines.append(f"| {first[rung]['title']} | " + " | ".join(cells) + " |")
+    """Mean accuracy at every sigma, of the rungs that were measured there; nothing where none was."""
+    lines: list[str] = []
+    for rung in ORDER:
+        every = [rungs[rung] for rungs in seeds.values() if rung in rungs]
+        found = [figures["points"] for figures in every if len(figures["points"]) > 1]
+        if not found:
+            continue
+        if not lines:
+            sigmas = [f"{point['params']['sigma']:g}" for point in found[0]]
+            lines.append("| trained for sigma 0.5, at sigma | " + " | ".join(sigmas) + " |")
+            lines.append("|---|" + "---|" * len(sigmas))
+        cells = (_percent(point["mean"] for point in points) for points in zip(*found, strict=True))
+        lines.append(f"| {every[0]['title']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

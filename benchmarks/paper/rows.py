@@ -118,10 +118,9 @@ _GPU: dict[str, Any] = {
 }
 _CUT: dict[str, Any] = {
     "epochs": 30,
-    "rung": 16,
-    "told": True,
+    "rung": 20,
     "width": 16,
-    "parts": (45_000, 1_000, 2_000),
+    "parts": (10_000, 1_000, 2_000),
 }
 
 ROWS = {

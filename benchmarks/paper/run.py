@@ -1,5 +1,7 @@
 """Measure one row of the table, for one training seed: every rung of the ladder, one after the other.
 
+They are measured at the sigma they are made for, and at last some of them at all others.
+
 python benchmarks/paper/run.py lenet5-cifar10 --data cifar10.npz --seed 0
 python benchmarks/paper_table.py collect build/paper
 python benchmarks/paper_table.py table
@@ -48,8 +50,8 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     start = time.perf_counter()
     epochs = rung.make(bench, name)
     seconds = None if resumed else round(time.perf_counter() - start, 1)
-    document = without_copies(unmapped(Document.load(bench.model(name))))
-    clean, points = _over_chips(bench, document, GRID if rung.grid else (SIGMA,), chips, f"{name}.chips")
+    document = _agnostic(bench, name)
+    clean, points = _over_chips(bench, document, (SIGMA,), chips, f"{name}.chips")
     copied = replicate(document, TILE, TILE)
     _, (copies,) = _over_chips(bench, copied, (SIGMA,), chips, f"{name}.copies")
     return {
@@ -62,6 +64,17 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
         "epochs": epochs,
         "seconds": seconds,
     }
+
+
+def measure_grid(bench: Bench, name: str, chips: int) -> list[dict[str, Any]]:
+    """Measure a rung's model, as it is, at the sigmas that it was not made for."""
+    sigmas = [sigma for sigma in GRID if sigma != SIGMA]
+    _, points = _over_chips(bench, _agnostic(bench, name), sigmas, chips, f"{name}.grid")
+    return [point.model_dump(mode="json") for point in points]
+
+
+def _agnostic(bench: Bench, name: str) -> Document:
+    return without_copies(unmapped(Document.load(bench.model(name))))
 
 
 def _over_chips(
@@ -142,7 +155,8 @@ def main() -> None:
     console = Console(Format.TABLE, verbose=False, quiet=False)
     plain = row.plain(arguments.row, data, seed, folder, arguments.device)
     bench = Bench(plain, data, row.preprocess, seed, row.rung, row.told, folder, arguments.device, console)
-    for name in arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP):
+    names = arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP)
+    for name in names:
         path = folder / f"{name}.figures.json"
         if path.exists():
             continue
@@ -152,8 +166,11 @@ def main() -> None:
             else calibrate(bench, name, PER_CHIP[name], corrected)
         )
         write_text(path, json.dumps(figures, indent=1) + "\n")
-        shown = next(point["mean"] for point in figures["points"] if point["params"]["sigma"] == SIGMA)
-        console.line(f"{name}: {100 * shown:.2f} %")
+        console.line(f"{name}: {100 * figures['points'][0]['mean']:.2f} %")
+    for name in names:
+        path = folder / f"{name}.grid.figures.json"
+        if name in RUNGS and RUNGS[name].grid and not path.exists():
+            write_text(path, json.dumps(measure_grid(bench, name, chips), indent=1) + "\n")
 
 
 if __name__ == "__main__":
