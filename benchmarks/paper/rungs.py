@@ -122,10 +122,10 @@ def _widest(bench: Bench, document: Document, kind: Kind) -> Placement:
     return widest(document, nodes, kind, limit=MAX_OVERHEAD, seed=bench.seed)
 
 
-def _retrained(**options: Any) -> Make:
+def _retrained(start: str = "plain", **options: Any) -> Make:
     def make(bench: Bench, rung: str) -> int:
         given = {"epochs": bench.epochs, **bench.options(rung), **options}
-        return _epochs(cnpass.retrain(bench.plain, **given))
+        return _epochs(cnpass.retrain(bench.model(start), **given))
 
     return make
 
@@ -145,14 +145,10 @@ def _compensated(start: str, *kinds: str) -> Make:
     return make
 
 
-def _best(**options: Any) -> Make:
+def _best(bench: Bench, rung: str) -> int:
     """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
-
-    def make(bench: Bench, rung: str) -> int:
-        given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2, **options}
-        return _epochs(cnpass.optimize(bench.plain, **given))
-
-    return make
+    given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2}
+    return _epochs(cnpass.optimize(bench.plain, **given))
 
 
 def _epochs(record: TrainedRecord) -> int:
@@ -185,8 +181,8 @@ RUNGS = {
     "probes": Rung("compensation alone, probes, untrained", _probes),
     "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe")),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
-    "best": Rung("everything that helps, trained together", _best(), grid=True),
-    "best-copies": Rung("the same, trained with copies", _best(replicate=True)),
+    "best": Rung("everything that helps, trained together", _best, grid=True),
+    "best-copies": Rung("the same, trained on with copies", _retrained("best", replicate=True, ramp=(1.0,))),
     "longer": Rung("plain, trained as long as all of the above rung", _longer),
 }
 """In the order in which they are made: some start from another's model."""
@@ -201,12 +197,14 @@ class PerChip:
         start: The rung whose model is corrected.
         correction: What ``cnpass calibrate`` fits.
         max_overhead: What it may cost.
+        samples: Training images that it is fitted on.
     """
 
     title: str
     start: str
     correction: str
     max_overhead: float = MAX_OVERHEAD
+    samples: int = 1000
 
     def corrected(self, bench: Bench, rung: str, chip: int) -> CalibrateRecord:
         """Return the record of one chip, with the correction fitted for it; its figures are on test data."""
@@ -219,6 +217,7 @@ class PerChip:
             seed=TEST_SEED,
             correction=self.correction,
             max_overhead=self.max_overhead,
+            samples=self.samples,
             output=bench.folder / f"{rung}.chip.onnx",
             force=True,
         )
@@ -227,7 +226,7 @@ class PerChip:
 PER_CHIP = {
     "chip-affine": PerChip("factor and offset per channel, plain network", "plain", "affine"),
     "chip-low-rank": PerChip("low-rank correction, plain network", "plain", "low-rank"),
-    "chip-full": PerChip("correction of full rank, plain network", "plain", "low-rank", UNLIMITED),
+    "chip-full": PerChip("correction of full rank, plain network", "plain", "low-rank", UNLIMITED, 4000),
     "chip-best-affine": PerChip("factor and offset, on top of everything that helps", "best", "affine"),
     "chip-best": PerChip("low-rank correction, on top of everything that helps", "best", "low-rank"),
 }
