@@ -45,13 +45,10 @@ class Part:
     Attributes:
         constant: The tensor.
         axis: Axis along which it grows with the width of the generator; None if it does not.
-        neutral: Values with which nothing is changed, whatever the other parts are; None where that does not
-            depend on this one.
     """
 
     constant: gs.Constant
     axis: int | None = None
-    neutral: np.ndarray | None = None
 
 
 class Builder:
@@ -104,12 +101,10 @@ class Builder:
         typed = values if values.dtype.kind in "iu" else values.astype(self.site.dtype)
         return self._document.initializer(f"{self.site.y.name}.{name}", typed)
 
-    def weight(
-        self, name: str, values: np.ndarray, *, axis: int | None = None, neutral: np.ndarray | None = None
-    ) -> gs.Constant:
+    def weight(self, name: str, values: np.ndarray, *, axis: int | None = None) -> gs.Constant:
         """Add a constant that training changes; see `Part`."""
         constant = self.constant(name, values)
-        self.parts.append(Part(constant, axis, neutral))
+        self.parts.append(Part(constant, axis))
         return constant
 
     def analog_weight(self) -> np.ndarray:
@@ -141,16 +136,8 @@ class Builder:
         conv, generates = self.site.is_conv, not self.maps
         values = self.kernel(weight) if conv else weight.T
         outputs_axis = 0 if conv else 1
-        stored = self.weight(
-            f"{name}.weight",
-            values,
-            axis=outputs_axis if generates else 1 - outputs_axis,
-            neutral=None if generates else values,
-        )
-        zero = np.zeros(len(weight))
-        bias = self.weight(
-            f"{name}.bias", zero, axis=0 if generates else None, neutral=None if generates else zero
-        )
+        stored = self.weight(f"{name}.weight", values, axis=outputs_axis if generates else 1 - outputs_axis)
+        bias = self.weight(f"{name}.bias", np.zeros(len(weight)), axis=0 if generates else None)
         self.maps.append(Linear(stored, bias, outputs_axis))
         if conv:
             return self.node("Conv", [x, stored, bias], name)

@@ -24,7 +24,9 @@ class Insertion:
         site: The compensated node.
         kind: Kind of compensation.
         width: Filters of the generator.
+        analog: What it compensates: the node's own output, or that of the compensation before this one.
         nodes: The nodes that were added.
+        last: The one whose output is the compensated one.
         maps: Linear maps: the one that makes the filters, and those that read them.
         parts: Everything stored.
     """
@@ -32,7 +34,9 @@ class Insertion:
     site: Site
     kind: Kind
     width: int
+    analog: gs.Variable
     nodes: tuple[gs.Node, ...]
+    last: gs.Node
     maps: tuple[Linear, ...]
     parts: tuple[Part, ...]
 
@@ -101,8 +105,9 @@ def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: s
     if label(site.node) != site.label:  # it was called by its output
         node_metadata(site.node)[ops.META_NAME] = site.label
     builder = Builder(document, site, creator, seed=seed, analog=analog)
-    last = KINDS[kind].build(builder, width)
-    last.inputs[0].outputs[0] = y  # the node that made it writes the old name instead
+    (last,) = KINDS[kind].build(builder, width).inputs
+    last.outputs[0] = y  # it writes the old name instead
     place = next(i for i, node in enumerate(document.graph.nodes) if node is maker)
     document.graph.nodes[place + 1 : place + 1] = builder.nodes
-    return Insertion(site, kind, width, tuple(builder.nodes), tuple(builder.maps), tuple(builder.parts))
+    nodes, maps, parts = tuple(builder.nodes), tuple(builder.maps), tuple(builder.parts)
+    return Insertion(site, kind, width, analog, nodes, last, maps, parts)

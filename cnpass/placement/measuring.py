@@ -117,8 +117,8 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         """Return the figure of each chip, of fewer chips where the placement is given up."""
         start = time.perf_counter()
         with _one_thread(), torch.no_grad():
-            weights = self._supernet.stand_ins(self._forward.module.weights, unit.placement)
-            values = until_worse(self._validator.figures(self._forward, weights), unit.best)
+            forward, weights = self._supernet.variant(self._forward, unit.placement)
+            values = until_worse(self._validator.figures(forward, weights), unit.best)
         return Outcome(unit, values, time.perf_counter() - start)
 
 

@@ -1,9 +1,8 @@
 """Weight sharing: one network that holds every placement, trained once, so that a trial only evaluates.
 
-All candidate nodes carry every kind of compensation at the largest width, one behind the other. A placement
-is a set of stand-ins for weights: where a node is not compensated, what decides about that has the values
-at which it changes nothing; where a width is smaller, the other filters and the columns that read them are
-zero. No new graph is needed, and what comes out is what the placement alone would compute.
+All candidate nodes carry every kind of compensation at the largest width, one behind the other. For a
+placement, what it has not is passed by; where a width is smaller, the other filters and the columns that read
+them are zero. What comes out is what the placement alone would compute.
 """
 
 from __future__ import annotations
@@ -98,35 +97,29 @@ class Supernet:
         base = cost(n for n in plan(self.base).nodes if not is_compensation(n))
         return Space(self.nodes, self.kinds, self.ratios, costs, base, limit)
 
-    def stand_ins(self, weights: Weights, placement: Placement) -> dict[str, torch.Tensor]:
-        """Return the tensors that make the network compute a placement; gradients flow to what it uses.
+    def variant(self, forward: Forward, placement: Placement) -> tuple[Forward, dict[str, torch.Tensor]]:
+        """Return what computes a placement; gradients flow to what it uses.
 
         Args:
-            weights: The network's weights by key.
+            forward: The network's document, lifted.
             placement: What to compute.
+
+        Returns:
+            The part of the network that the placement needs, and tensors that stand in for its weights.
         """
         wanted = {(choice.node, choice.kind): choice.ratio for choice in placement}
-        result: dict[str, torch.Tensor] = {}
+        weights, stand_ins = forward.module.weights, {}
+        passed_by: dict[str, str] = {}
         for place, insertion in self._insertions.items():
             if place not in wanted:
-                result |= self._nothing(insertion, weights)
+                passed_by[insertion.last.outputs[0].name] = insertion.analog.name
                 continue
             blocks = insertion.blocks(width_of(wanted[place], insertion.site, insertion.kind))
             for key in (part.constant.name for part in insertion.parts if part.axis is not None):
                 mask = torch.zeros_like(weights[key])
                 mask[blocks[key]] = 1
-                result[key] = weights[key] * mask
-        return result
-
-    def _nothing(self, insertion: Insertion, weights: Weights) -> dict[str, torch.Tensor]:
-        """Stand-ins that change no output, and through which no gradient reaches the generator."""
-        return {
-            name: weights[name].detach()
-            if part.neutral is None
-            else torch.from_numpy(part.neutral).to(weights[name])
-            for part in insertion.parts
-            if (name := part.constant.name) in weights
-        }
+                stand_ins[key] = weights[key] * mask
+        return replace(forward, module=forward.module.passing_by(passed_by)), stand_ins
 
     def extract(self, weights: Weights, placement: Placement) -> Document:
         """Return the document of a placement alone, with its part of the shared weights.
@@ -226,13 +219,13 @@ def train_shared(
         progress: Told what happens.
     """
 
-    def drawn(weights: Weights, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def drawn(forward: Forward, generator: torch.Generator) -> tuple[Forward, Weights]:
         number = int(torch.randint(2**31, (), generator=generator))
-        return supernet.stand_ins(weights, _some(space, number))
+        return supernet.variant(forward, _some(space, number))
 
     return train(
         forward,
-        replace(problem, stand_ins=drawn),
+        replace(problem, variant=drawn),
         replace(options, checks=0),
         trained=supernet.keys,
         path=path,

@@ -17,6 +17,7 @@ are left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +98,27 @@ class _Step:
 
 
 class _Run:
-    """Executes steps on tensors by name."""
+    """Executes steps on tensors by name.
+
+    Attributes:
+        steps: Those that lead to what is kept.
+        kept: Names of the tensors that they are run for.
+    """
 
     def __init__(self, steps: Sequence[_Step], keep: Iterable[str]) -> None:
-        self.steps = _with_lifetimes(steps, set(keep))
+        self.kept = tuple(keep)
+        self.steps = _with_lifetimes(steps, set(self.kept))
+
+    def passing_by(self, sources: Mapping[str, str]) -> _Run:
+        """Return the same with tensors that stand for others, by the names of these."""
+
+        def source(name: str) -> str:
+            while name in sources:
+                name = sources[name]
+            return name
+
+        steps = [replace(step, inputs=tuple(map(source, step.inputs))) for step in self.steps]
+        return _Run(steps, map(source, self.kept))
 
     def __call__(self, env: dict[str, torch.Tensor | None]) -> None:
         for step in self.steps:
@@ -460,6 +478,17 @@ class Lifted(nn.Module):
                 needed.update(step.inputs)
         return needed
 
+    def passing_by(self, sources: Mapping[str, str]) -> Lifted:
+        """Return the module with the same parameters, but without what makes some tensors.
+
+        Args:
+            sources: Tensors that stand for others, by the names of these. What only these need is not
+                computed.
+        """
+        shorter = copy(self)
+        vars(shorter)["_run"] = self._run.passing_by(sources)
+        return shorter
+
     @property
     def device(self) -> torch.device:
         """Where the module's weights lie."""
@@ -499,7 +528,7 @@ class Lifted(nn.Module):
             shaped = tensor.reshape(()) if name in self._scalars else tensor
             env[name] = shaped.to(self._input_types[name])
         self._run(env)
-        outputs = [_read(env, name, "the graph's list of outputs") for name in self.output_names]
+        outputs = [_read(env, name, "the graph's list of outputs") for name in self._run.kept]
         return tuple(
             t if dtype is None or t.dtype == dtype else t.to(dtype)
             for t, dtype in zip(outputs, self._output_types, strict=True)

@@ -75,8 +75,8 @@ class TrainOptions:
     seed: int = 0
 
 
-StandIns = Callable[[Mapping[str, torch.Tensor], torch.Generator], Mapping[str, torch.Tensor]]
-"""Draws, for one step, tensors that stand in for digital weights, from all weights by key."""
+Variant = Callable[[Forward, torch.Generator], tuple[Forward, Mapping[str, torch.Tensor]]]
+"""Draws, for one step, a part of the model, with tensors that stand in for digital weights, by key."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Problem:
         crossbars: What varies.
         teacher: The clean model, for samples that are augmented.
         augment: Changes the samples of each step; None leaves them as they are.
-        stand_ins: Draws what stands in for digital weights in each step; None for nothing.
+        variant: Draws what each step trains; None for the model as it is.
     """
 
     samples: Samples
@@ -101,7 +101,7 @@ class Problem:
     crossbars: Crossbars
     teacher: Forward
     augment: Augmentation | None = None
-    stand_ins: StandIns | None = None
+    variant: Variant | None = None
 
     def batch(
         self, index: torch.Tensor, generator: torch.Generator | None = None
@@ -259,9 +259,11 @@ class _Trainer:
         for part in index.tensor_split(max(1, min(options.draws, len(index) // FEWEST_PER_DRAW))):
             batch, clean = problem.batch(part, chips)
             weights = problem.crossbars.draw(module.weights, chips, strength, options.censor)
-            if problem.stand_ins is not None:
-                weights.update(problem.stand_ins(module.weights, chips))
-            loss = problem.objective(self.forward(batch, weights), batch.labels, clean)
+            forward = self.forward
+            if problem.variant is not None:
+                forward, stand_ins = problem.variant(forward, chips)
+                weights.update(stand_ins)
+            loss = problem.objective(forward(batch, weights), batch.labels, clean)
             loss = loss * (len(part) / len(index))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())

@@ -51,9 +51,26 @@ def placements(supernet, count):
         yield tuple(choice for choice in choices if draw.random() < 0.7 and choice in space.costs)
 
 
+def computed(supernet, network, placement, images):
+    """The first output of a placement's part of the shared network."""
+    forward, weights = supernet.variant(network, placement)
+    return forward.module(images, weights=weights)[0]
+
+
 def test_no_placement_is_the_model_itself_bit_for_bit(document, supernet, scattered, lifted, images) -> None:
-    weights = supernet.stand_ins(scattered.module.weights, ())
-    assert torch.equal(scattered.module(images, weights=weights)[0], lifted(document).module(images)[0])
+    found = computed(supernet, scattered, (), images)
+    assert torch.equal(found, lifted(document).module(images)[0])
+
+
+def test_a_placement_runs_only_what_it_needs(supernet, scattered, images) -> None:
+    """Weights that it does not need may be anything, even what would spoil every sum."""
+    placement = (Choice("c1", "residual", 0.25),)
+    used = weight_keys(supernet.extract(scattered.module.weights, placement))
+    expected = computed(supernet, scattered, placement, images)
+    with torch.no_grad():
+        for key in supernet.keys & scattered.module.weights.keys() - used:
+            scattered.module.weights[key].fill_(torch.nan)
+    assert torch.equal(computed(supernet, scattered, placement, images), expected)
 
 
 def test_masks_equal_a_compensation_that_is_really_that_narrow(supernet, scattered, lifted, images) -> None:
@@ -61,7 +78,7 @@ def test_masks_equal_a_compensation_that_is_really_that_narrow(supernet, scatter
     for placement in placements(supernet, 12):
         alone = lifted(supernet.extract(module.weights, placement)).module
         expected = alone(images)[0]
-        found = module(images, weights=supernet.stand_ins(module.weights, placement))[0]
+        found = computed(supernet, scattered, placement, images)
         torch.testing.assert_close(
             found, expected, rtol=1e-6, atol=1e-6 * float(expected.detach().abs().max())
         )
@@ -72,7 +89,7 @@ def test_every_kind_and_width_of_every_node_is_masked_as_it_would_be_inserted(
     kind, supernet, scattered, lifted, images
 ) -> None:
     module, space = scattered.module, supernet.space(limit=1.0)
-    plain = module(images, weights=supernet.stand_ins(module.weights, ()))[0]
+    plain = computed(supernet, scattered, (), images)
     suited = [node for node in supernet.nodes if Choice(node, kind, RATIOS[0]) in space.costs]
     assert len(suited) == (2 if kind == "probe" else len(supernet.nodes))
     for node in suited:
@@ -80,7 +97,7 @@ def test_every_kind_and_width_of_every_node_is_masked_as_it_would_be_inserted(
         for ratio in RATIOS:
             placement = (Choice(node, kind, ratio),)
             expected = lifted(supernet.extract(module.weights, placement)).module(images)[0]
-            found = module(images, weights=supernet.stand_ins(module.weights, placement))[0]
+            found = computed(supernet, scattered, placement, images)
             torch.testing.assert_close(
                 found, expected, rtol=1e-6, atol=1e-6 * float(expected.detach().abs().max())
             )
@@ -149,9 +166,8 @@ def test_shared_weights_are_worth_having(document, nodes, lifted, problem) -> No
     supernet = Supernet(document, nodes, ["gain"], RATIOS, seed=7)
     forward, space = lifted(supernet.document), supernet.space(0.5)
     train_shared(supernet, space, forward, task, options(30))
-    weights = forward.module.weights
     plain, *others = (
-        validator.score(forward, supernet.stand_ins(weights, placement))
+        validator.score(*supernet.variant(forward, placement))
         for placement in ((), *(space.sample(seed) for seed in range(3)))
     )
     assert min(others) > plain + 1.0  # dB
@@ -160,7 +176,7 @@ def test_shared_weights_are_worth_having(document, nodes, lifted, problem) -> No
 def test_a_step_trains_only_what_its_placement_uses(supernet, scattered, images) -> None:
     module = scattered.module
     choice = Choice("c1", "residual", 0.25)
-    loss = module(images, weights=supernet.stand_ins(module.weights, (choice,)))[0].square().sum()
+    loss = computed(supernet, scattered, (choice,), images).square().sum()
     loss.backward()
     used = weight_keys(supernet.extract(module.weights, (choice,)))
     touched = {key for key in supernet.keys & module.weights.keys() if module.weights[key].grad is not None}
