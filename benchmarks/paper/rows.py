@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,13 @@ class Row:
             partial.replace(path)
         return path
 
-    def plain(self, name: str, data: Path, seed: int, folder: Path, device: str) -> Path:
+    def plain(
+        self, name: str, data: Path, seed: int, folder: Path, device: str
+    ) -> tuple[Path, tuple[int, float | None]]:
         """Return the plain network: the bundled one where there is one, else one that is trained.
+
+        With it come the epochs and seconds that training it took; no seconds where it was not trained here,
+        or not in one go.
 
         Args:
             name: Name of the row.
@@ -92,9 +99,10 @@ class Row:
             device: Where training runs.
         """
         if self.width is None and seed == 0:
-            return MODELS / f"{name}.onnx"
-        target = folder / f"{name}.onnx"
+            return MODELS / f"{name}.onnx", (self.epochs, None)
+        target, took = folder / f"{name}.onnx", folder / f"{name}.seconds.json"
         if not target.exists():
+            resumed, start = target.with_suffix(".pt").exists(), time.perf_counter()
             options = ["--data", str(data), "--seed", str(seed), "--epochs", str(self.epochs)]
             if self.width is None:
                 script = "train_lenet5.py"
@@ -103,7 +111,9 @@ class Row:
                 script = "train_vgg16.py"
                 options += ["--width", str(self.width), "--device", device, "--out", str(target)]
             subprocess.run([sys.executable, str(MODELS / script), *options], check=True)  # noqa: S603 (our own)
-        return target
+            seconds = None if resumed else round(time.perf_counter() - start, 1)
+            took.write_text(json.dumps(seconds) + "\n")
+        return target, (self.epochs, json.loads(took.read_text()) if took.exists() else None)
 
 
 _MNIST = {"scale": (1 / 255,), "mean": (0.1307,), "std": (0.3081,)}

@@ -50,6 +50,8 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     start = time.perf_counter()
     epochs = rung.make(bench, name)
     seconds = None if resumed else round(time.perf_counter() - start, 1)
+    if name == "plain":
+        epochs, seconds = bench.training
     document = _agnostic(bench, name)
     clean, points = _over_chips(bench, document, (SIGMA,), chips, f"{name}.chips")
     copied = replicate(document, TILE, TILE)
@@ -153,8 +155,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = row.cut(arguments.data.resolve(), folder)
     console = Console(Format.TABLE, verbose=False, quiet=False)
-    plain = row.plain(arguments.row, data, seed, folder, arguments.device)
-    bench = Bench(plain, data, row.preprocess, seed, row.rung, row.told, folder, arguments.device, console)
+    plain, training = row.plain(arguments.row, data, seed, folder, arguments.device)
+    options = row.preprocess, seed, row.rung, row.told
+    bench = Bench(plain, data, *options, folder, training, arguments.device, console)
     names = arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP)
     for name in names:
         path = folder / f"{name}.figures.json"

@@ -43,6 +43,7 @@ class Bench:
         epochs: Epochs of each training that shows one part of the method by itself.
         told: Whether searches and the main job have that length, too, and none of their own.
         folder: Where models and run folders go; what lies there is not made again.
+        training: Epochs and seconds that training the plain network took; None for seconds that nobody knows.
         device: Where training runs: cpu or cuda.
         progress: Told what happens.
     """
@@ -54,6 +55,7 @@ class Bench:
     epochs: int
     told: bool
     folder: Path
+    training: tuple[int, float | None]
     device: str
     progress: Progress
 
