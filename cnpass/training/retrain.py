@@ -55,7 +55,8 @@ class TrainOptions:
         k: Bound per layer that the penalty aims at.
         max_norm: Largest norm of the gradient.
         checks: How often validation is looked at, for the best weights; 0 for never, which keeps the last.
-        patience: Checks in a row, at full variation, without a better figure that end the training.
+        patience: Checks in a row, at full variation, none of them better than one before, that end the
+            training.
         seed: Seed of order and variation.
     """
 
@@ -329,10 +330,14 @@ class _Trainer:
             self.score, self.best = score, self._weights()
 
     def _settled(self) -> bool:
-        """Tell whether the checks at full variation have brought nothing better for long enough."""
+        """Tell whether the checks at full variation have brought nothing better for long enough.
+
+        They are compared with each other alone: weights that are good when they come in get worse while the
+        rate is high, and better only when it falls.
+        """
         ramped, patience = self.options.ramp * self.options.epochs, self.options.patience
         scores = [check["score"] for check in self.history if check["epoch"] > ramped]
-        return len(scores) > patience and max(scores[-patience:]) < self.score
+        return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     def _weights(self) -> dict[str, torch.Tensor]:
         weights = self.forward.module.weights

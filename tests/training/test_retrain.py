@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -307,3 +307,25 @@ def test_training_ends_early_where_nothing_gets_better(setting) -> None:
     assert result.epochs < 40
     assert result.epochs > options.ramp * 40
     assert result.score == result.first_score
+
+
+@dataclass
+class _Scripted:
+    """A validator whose figures are known beforehand."""
+
+    scores: Iterator[float]
+
+    def score(self, _: Forward) -> float:
+        return next(self.scores)
+
+
+def test_training_goes_on_while_its_checks_get_better_even_if_the_start_was_best(setting) -> None:
+    forward, problem = setting()
+    options = replace(OPTIONS, epochs=20, checks=20, patience=3, ramp=0.0)
+    rising = (0.9, *(0.5 + number / 100 for number in range(20)))
+    result = train(forward, replace(problem, validator=_Scripted(iter(rising))), options)
+    assert result.epochs == 20
+    assert result.score == 0.9
+    stalled = (0.9, *(0.5 + min(number, 7) / 100 for number in range(20)))
+    result = train(forward, replace(problem, validator=_Scripted(iter(stalled))), options)
+    assert result.epochs == 8 + 3
