@@ -472,7 +472,7 @@ class Lifted(nn.Module):
 
     def leading_to_first_output(self) -> set[str]:
         """Names of all tensors from which something leads to the first output, weights included."""
-        needed = {self.output_names[0]}
+        needed = {self._run.kept[0]}
         for step in reversed(self._run.steps):
             if needed.intersection(step.outputs):
                 needed.update(step.inputs)
