@@ -6,7 +6,8 @@ Assumptions behind the figures:
 - a matrix of K rows and N columns is cut into ceil(K / tile_rows) x ceil(N / tile_cols) tiles; their size is
   the one asked for, else that of the mapped node, else 256 x 256;
 - R copies of a weight take R cells of one column of one tile, whose rows all get its input: a tile then holds
-  tile_rows / R rows of the matrix, rounded down;
+  tile_rows / R rows of the matrix, rounded down, or as many as `cnpass.runtime.copies` says where some rows
+  have one copy more;
 - a grouped convolution is one matrix per group; as many groups share a tile as fit into it along its
   diagonal, since each has rows and columns of its own; a group larger than a tile has tiles of its own;
 - every column of every row of tiles is converted once for every vector that is multiplied: the partial sums
@@ -69,10 +70,10 @@ def layout(product: Product, tile_rows: int, tile_cols: int) -> Layout:
         tile_rows: rows of a tile.
         tile_cols: columns of a tile.
     """
-    held = max(1, tile_rows // product.copies)
-    down = ceil(product.rows / held) * ceil(product.copies / tile_rows)
+    copies = product.copies
+    down = ceil(product.rows / copies.held(tile_rows)) * ceil(copies.most / tile_rows)
     across = ceil(product.cols / tile_cols)
-    per_tile = min(tile_rows // max(1, product.rows * product.copies), tile_cols // max(1, product.cols))
+    per_tile = min(tile_rows // max(1, copies.cells(product.rows)), tile_cols // max(1, product.cols))
     if per_tile > 1:
         return Layout(ceil(product.groups / per_tile), product.cols * product.groups)
     return Layout(product.groups * down * across, product.cols * product.groups * down)
@@ -150,7 +151,7 @@ def _record(node: NodePlan, tile: Tile) -> NodeRecord:
         rows=product.rows if product else None,
         cols=product.cols if product else None,
         groups=product.groups if product else None,
-        copies=product.copies if product else None,
+        copies=_mean_copies(product) if product else None,
         tiles=placed.tiles if placed else None,
         params=node.params,
         macs=node.macs,
@@ -158,6 +159,12 @@ def _record(node: NodePlan, tile: Tile) -> NodeRecord:
         if placed and node.positions is not None
         else None,
     )
+
+
+def _mean_copies(product: Product) -> float:
+    """Devices per weight, over all of them; a matrix without rows counts as one row."""
+    rows = max(1, product.rows)
+    return product.copies.cells(rows) / rows
 
 
 def _totals(found: MappingPlan, records: list[NodeRecord], tiles: list[Tile], default: Tile) -> InspectTotals:
@@ -173,7 +180,9 @@ def _totals(found: MappingPlan, records: list[NodeRecord], tiles: list[Tile], de
     weights = {node.key: (node.product, tile) for node, tile in uses if node.product is not None}
     placed = [(layout(product, *tile).tiles, tile) for product, tile in weights.values()]
     sizes = {key: product.rows * product.cols * product.groups for key, (product, _) in weights.items()}
-    used = sum(sizes[key] * product.copies for key, (product, _) in weights.items())
+    used = sum(
+        product.copies.cells(product.rows) * product.cols * product.groups for product, _ in weights.values()
+    )
     cells = sum(count * tile.rows * tile.cols for count, tile in placed)
     rows, cols = ({tile[axis] for _, tile in placed} or {default[axis]} for axis in (0, 1))
     analog = [record for record in records if record.domain == "analog"]

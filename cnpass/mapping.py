@@ -19,6 +19,7 @@ from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.nodes import all_nodes, bodies, key, label, node_metadata, scope, subgraphs
 from cnpass.runtime import ops
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.shapes import Shapes, infer
 from cnpass.weights import Weight, depends_on_constants, is_float, resolve
 
@@ -65,7 +66,7 @@ class Product:
     rows: int
     cols: int
     groups: int = 1
-    copies: int = 1
+    copies: Copies = SINGLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +240,7 @@ class _Planner:
         found = f"has a subgraph, which {node.op} cannot have" if bodies(node) else rule(self, node)
         if isinstance(found, str):
             return facts | {"reason": found}
-        found = replace(found, copies=_copies(node, metadata.get(ops.META_COPIES, "1")))
+        found = replace(found, copies=_stated(node, Copies.parse, metadata.get(ops.META_COPIES, "1")))
         reason = f"{node.op} with constant weight {found.weight.key!r}"
         if found.weight.kind == "converted":
             reason += ", made of stored integers (trained values go back as a float initializer)"
@@ -273,7 +274,7 @@ class _Planner:
         if group is not None and (group < 1 or shape[0] % group):
             raise ModelError(f"node {label(node)!r}: group is {group}; it must divide the {shape[0]} filters")
         product = _product(weight, 1, perm, shape, group)
-        product = replace(product, copies=_copies(node, node.attrs.get(ops.COPIES, 1)))
+        product = replace(product, copies=_stated(node, Copies.from_attributes, node.attrs))
         stream = {"stream": node.attrs.get("stream")}
         return stream | self.analog(node, product, f"analog, weight {weight.key!r}")
 
@@ -414,14 +415,12 @@ _Rule = Callable[[_Planner, gs.Node], Product | str]
 _RULES: dict[str, _Rule] = {"Conv": _Planner.conv, "MatMul": _Planner.matmul, "Gemm": _Planner.gemm}
 
 
-def _copies(node: gs.Node, stated: Any) -> int:
-    """Devices per weight, as a node's attribute or metadata state it."""
-    digits = str(stated)
-    if not digits.isdecimal() or not 1 <= int(digits) <= ops.MAX_COPY + 1:
-        raise ModelError(
-            f"node {label(node)!r}: {ops.COPIES} is {stated}; it must be between 1 and {ops.MAX_COPY + 1}"
-        )
-    return int(digits)
+def _stated(node: gs.Node, read: Callable[[Any], Copies], stated: Any) -> Copies:
+    """Devices per weight, as a node's attributes or metadata state it."""
+    try:
+        return read(stated)
+    except ModelError as error:
+        raise ModelError(f"node {label(node)!r}: {error}") from None
 
 
 def _group(node: gs.Node) -> int:

@@ -36,6 +36,7 @@ _ANALOG = {
     "seed": (_INT,),
     "stream": (_INT,),
     ops.COPIES: (_INT,),
+    ops.EXTRA_COPIES: (_INTS,),
     ops.WEIGHT_PERM: (_INTS,),
 }
 _AXIS = {"axis": (_INT,)}

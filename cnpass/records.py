@@ -86,7 +86,9 @@ class NodeRecord(Frozen):
     rows: Count | None = Field(default=None, description="crossbar rows (inputs per output) of one group")
     cols: Count | None = Field(default=None, description="crossbar columns (outputs) of one group")
     groups: Count | None = Field(default=None, description="independent matrices of that size")
-    copies: Count | None = Field(default=None, description="devices per weight, on rows of their own")
+    copies: float | None = Field(
+        default=None, ge=1, description="devices per weight, on rows of their own; the mean over its rows"
+    )
     tiles: Count | None = None
     params: Count = Field(description="constant values that the node itself reads")
     macs: Count | None = Field(default=None, description="per inference; null where shapes are not known")
@@ -192,7 +194,7 @@ class Cells(Frozen):
 class Replication(Frozen):
     """Weights that several devices share, in tiles that the model has anyway."""
 
-    copies: dict[str, Count] = Field(description="devices per weight, by analog node")
+    copies: dict[str, float] = Field(description="devices per weight, the mean over its rows, by analog node")
     tile_rows: Count
     tile_cols: Count
     before: Cells = Field(description="with one device per weight")

@@ -29,6 +29,7 @@ from cnpass.passes.base import (
 )
 from cnpass.recipe import DataRecipe
 from cnpass.runtime import ops
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import device_from_attributes
 from cnpass.runtime.library import has_library
 from cnpass.runtime.periphery import PERIPHERY, SMALLEST_RANGE
@@ -185,13 +186,15 @@ class _Tap:
         """The weight that the chip holds, as the op computes with it."""
         attributes = self.node.attrs
         perm = attributes.get(ops.WEIGHT_PERM)
+        values, copies = self.weight.values(self.opset).astype(np.float32), Copies.from_attributes(attributes)
         held: np.ndarray = program_weight(
-            self.weight.values(self.opset).astype(np.float32),
+            values,
             device_from_attributes(attributes),
             seed=attributes.get("seed", 0),
             stream=attributes.get("stream", 0),
             chip=chip,
-            copies=attributes.get(ops.COPIES, 1),
+            copies=copies.count,
+            more=copies.more(values.shape, ops.row_axes(self.node.op, perm, values.ndim)),
             column_axis=ops.column_axis(self.node.op, perm),
         )
         return held.transpose(perm) if perm else held
@@ -203,7 +206,7 @@ class _Tap:
             self.leaving.add(sums)
 
     def _sums(self, x: np.ndarray, weight: np.ndarray) -> Iterator[np.ndarray]:
-        around, copies = periphery.of_node(self.node), self.node.attrs.get(ops.COPIES, 1)
+        around, copies = periphery.of_node(self.node), Copies.from_attributes(self.node.attrs)
         if self.node.op == ops.ANALOG_CONV:
             columns, _ = conv_columns(x, weight.shape, self.node.attrs)
             yield from conv_partial_sums(columns, weight, around, copies)

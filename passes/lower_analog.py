@@ -28,6 +28,7 @@ from cnpass.passes.base import (
     PassResult,
 )
 from cnpass.runtime import ops
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.texts import check_texts
 from cnpass.weights import resolve
 
@@ -65,7 +66,7 @@ class LowerAnalog(Pass):
                 lowered, is_source = lowering.lower(node)
                 exact += is_source
                 if self.mark:
-                    _mark(lowered, int(node.attrs.get(ops.COPIES, 1)))
+                    _mark(lowered, Copies.from_attributes(node.attrs))
             lowering.finish()
         scan.withdraw(document)
         _unmark(document)
@@ -241,12 +242,12 @@ class _Lowering:
             nodes[:] = kept
 
 
-def _mark(node: gs.Node, copies: int) -> None:
+def _mark(node: gs.Node, copies: Copies) -> None:
     """Note on a node that it was analog, and how many copies its weight had."""
     metadata = node_metadata(node)
     metadata[ops.META_ROLE] = ops.ROLE_ANALOG
     metadata.pop(ops.META_COPIES, None)
-    if copies > 1:
+    if copies != SINGLE:
         metadata[ops.META_COPIES] = str(copies)
 
 

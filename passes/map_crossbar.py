@@ -33,7 +33,7 @@ from cnpass.runtime.periphery import MAX_BITS, PERIPHERY
 from cnpass.shapes import Shapes
 from cnpass.weights import resolve
 
-_KEPT = ("stream", ops.COPIES, ops.WEIGHT_PERM, *PERIPHERY)
+_KEPT = ("stream", ops.COPIES, ops.EXTRA_COPIES, ops.WEIGHT_PERM, *PERIPHERY)
 """Attributes that a new device model leaves as they are."""
 
 _AS_IT_IS = "0 for none (default: as it is; none on new nodes)"
@@ -239,8 +239,7 @@ class _Writer:
         attributes = {**attributes, **self.device, "stream": self.entry.stream}
         if product.perm is not None:
             attributes[ops.WEIGHT_PERM] = list(product.perm)
-        if product.copies > 1:
-            attributes[ops.COPIES] = product.copies
+        attributes |= product.copies.attributes()
         node = Node(op, self.source.name, attributes, inputs, [self.variable("analog")], ops.DOMAIN)
         node.scope = scope(self.source)
         node_metadata(node).update(node_metadata(self.source))
@@ -319,12 +318,13 @@ def _chip(document: Document) -> gs.Tensor:
 
 
 def _level(document: Document) -> None:
-    """Give all nodes of an op type `weight_perm` and `copies` if any has them, so that all share a body."""
+    """Give all nodes of an op type what any has of `weight_perm` and copies, so that all share a body."""
     for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
         nodes = [node for node in analog.analog_nodes(document) if node.op == op]
-        if any(ops.COPIES in node.attrs for node in nodes):
-            for node in nodes:
-                node.attrs.setdefault(ops.COPIES, 1)
+        for name, absent in ((ops.COPIES, 1), (ops.EXTRA_COPIES, [0, 0])):
+            if any(name in node.attrs for node in nodes):
+                for node in nodes:
+                    node.attrs.setdefault(name, absent)
         if any(ops.WEIGHT_PERM in node.attrs for node in nodes):
             for node in nodes:
                 node.attrs.setdefault(ops.WEIGHT_PERM, list(weight_perm(node, resolve(node.inputs[1]))))

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
+from cnpass.errors import ModelError
 from cnpass.nodes import label
 from cnpass.passes import analog
 from cnpass.runtime import ops
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.periphery import PERIPHERY, Periphery
 from cnpass.shapes import infer
 
@@ -24,6 +26,9 @@ def write(document: Document, options: Mapping[str, float]) -> tuple[str, ...]:
 
     Returns:
         What a user may want to know, one line each.
+
+    Raises:
+        ModelError: a tile has no room for the copies of a node's weights.
     """
     nodes = list(analog.analog_nodes(document))
     for node in nodes:
@@ -31,6 +36,8 @@ def write(document: Document, options: Mapping[str, float]) -> tuple[str, ...]:
         node.attrs.update({name: value for name, value in options.items() if value or name in node.attrs})
         if node.attrs.get(ops.TILE_ROWS, 0) != before and ops.OUTPUT_RANGE in node.attrs:
             node.attrs[ops.OUTPUT_RANGE] = 0.0
+    for node in nodes:
+        _check_copies(node)
     for op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
         _level([node for node in nodes if node.op == op])
     return (*_number_samples(document, nodes), *missing_ranges(nodes))
@@ -42,6 +49,13 @@ def missing_ranges(nodes: Iterable[gs.Node]) -> tuple[str, ...]:
     if not unset:
         return ()
     return (f"{unset} nodes lack the range of a converter; calibrate-ranges must set it before they run",)
+
+
+def _check_copies(node: gs.Node) -> None:
+    try:
+        Copies.from_attributes(node.attrs).check(node.attrs.get(ops.TILE_ROWS, 0))
+    except ModelError as error:
+        raise ModelError(f"node {label(node)!r}: {error}") from None
 
 
 def of_node(node: gs.Node) -> Periphery:

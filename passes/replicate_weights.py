@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from math import ceil
 from typing import ClassVar, NamedTuple
 
 import onnx_graphsurgeon as gs
@@ -26,6 +27,7 @@ from cnpass.passes.base import (
     PassResult,
 )
 from cnpass.runtime import ops
+from cnpass.runtime.copies import SINGLE, Copies
 
 _AS_THEY_ARE = f"default: as the nodes have it, else {DEFAULT_TILE}"
 
@@ -37,6 +39,7 @@ class ReplicateWeights(Pass):
     R devices on one column, their rows driven by the same input, hold R copies of a weight; their mean
     varies by 1 / sqrt(R) of what one device does. In the tiles that a weight has anyway they cost neither
     tiles nor ADC conversions. `cnpass inspect` counts both by the same rules (`cnpass.inspection.layout`).
+    Rows that are left then hold one more copy of the weights of as many rows, the first ones of each tile.
 
     `extra-tiles` are spent one purchase at a time: of the tiles that would give one weight at least one more
     copy, those with the largest fall of its variance, 1 / R, per tile; among equals, the weight that is used
@@ -44,6 +47,8 @@ class ReplicateWeights(Pass):
 
     A weight that several nodes read gets one number of copies. If they read it in different ways (along and
     across, in different groups or tiles), it keeps one: its copies would lie on one column for one node only.
+    Its rows have as many copies each if groups share tiles, or if the model makes the weight of one that is
+    stored in another layout, since training could not tell its rows.
 
     Where nodes have tiles (`map-crossbar{tile-rows=...}`), these are what copies fill: the runtime simulates
     copies in them, so the options may not say otherwise. Where copies leave a tile fewer rows of the weight,
@@ -98,17 +103,18 @@ class ReplicateWeights(Pass):
                 matrices[key] = found[0].matrix
             else:
                 notes.append(f"weight {key!r} keeps one copy: nodes read it in different ways")
-        copies, added = self._copies(matrices)
-        wanted = {id(use.node): copies.get(key, 1) for key, found in uses.items() for use in found}
+        counts, added = self._counts(matrices)
+        copies = {key: self._filled(matrix, counts[key]) for key, matrix in matrices.items()}
+        wanted = {id(use.node): copies.get(key, SINGLE) for key, found in uses.items() for use in found}
         for use in (use for found in uses.values() for use in found):
             use.unset_stale_range(wanted[id(use.node)])
         modified = _write(nodes, wanted)
         if modified and analog.drop_bodies(document):
             analog.write_bodies(document)
-        several = sorted(count for count in copies.values() if count > 1)
+        several = [each for each in copies.values() if each != SINGLE]
         done = f"{len(several)} of {len(uses)} weights have several copies"
         if several:
-            done += f", {several[0]} to {several[-1]}"
+            done += f", {min(each.count for each in several)} to {max(each.most for each in several)}"
         if self.extra_tiles:
             done += f"; {added} tiles added"
         return PassResult(modified, (done, *notes, *periphery.missing_ranges(nodes)))
@@ -116,8 +122,8 @@ class ReplicateWeights(Pass):
     def _matrix(self, node: gs.Node, product: Product) -> _Matrix:
         return _Matrix(product, *tile_of(node, self.tile_rows, self.tile_cols))
 
-    def _copies(self, matrices: dict[str, _Matrix]) -> tuple[dict[str, int], int]:
-        """Copies of every weight, and how many tiles they add."""
+    def _counts(self, matrices: dict[str, _Matrix]) -> tuple[dict[str, int], int]:
+        """Copies that all rows of each weight have, and how many tiles they add."""
         copies = {key: self._most(matrix, matrix.tiles(1)) for key, matrix in matrices.items()}
         heap = [
             offer
@@ -150,6 +156,21 @@ class ReplicateWeights(Pass):
         """The most copies of a weight that fit into so many tiles; at least 1."""
         return max(1, bisect_right(range(1, self.max_copies + 1), tiles, key=matrix.tiles))
 
+    def _filled(self, matrix: _Matrix, count: int) -> Copies:
+        """So many copies, and one more where rows are left for them."""
+        product, tile_rows, tile_cols = matrix
+        whole = Copies(count)
+        shared = (
+            product.groups > 1 and 2 * product.rows * count <= tile_rows and 2 * product.cols <= tile_cols
+        )
+        if shared or not product.weight.stored_as_root or count >= min(self.max_copies, tile_rows):
+            return whole
+        # The rows are spread evenly over the tiles that they take, so that these have as many to spare each.
+        down = max(1, ceil(product.rows / whole.held(tile_rows)))
+        depth = ceil(product.rows / down)
+        extra = tile_rows - depth * count
+        return Copies(count, extra, depth) if 0 < extra < depth else whole
+
 
 class _Matrix(NamedTuple):
     """A weight and the tiles that it lies in."""
@@ -158,9 +179,9 @@ class _Matrix(NamedTuple):
     tile_rows: int
     tile_cols: int
 
-    def tiles(self, copies: int) -> int:
+    def tiles(self, count: int) -> int:
         """Tiles that so many copies take."""
-        return layout(replace(self.product, copies=copies), self.tile_rows, self.tile_cols).tiles
+        return layout(replace(self.product, copies=Copies(count)), self.tile_rows, self.tile_cols).tiles
 
 
 class _Offer(NamedTuple):
@@ -186,28 +207,30 @@ class _Use(NamedTuple):
         product, *tile = self.matrix
         return axis, product.rows, product.cols, product.groups, *tile
 
-    def unset_stale_range(self, copies: int) -> None:
-        """Unset the ADC's range if so many copies change which rows share a tile, and so what it converts."""
+    def unset_stale_range(self, copies: Copies) -> None:
+        """Unset the ADC's range if such copies change which rows share a tile, and so what it converts."""
         around, product = periphery.of_node(self.node), self.matrix.product
         stale = around.tiles(product.rows, product.copies) != around.tiles(product.rows, copies)
         if around.output_range and stale:
             self.node.attrs[ops.OUTPUT_RANGE] = 0.0
 
 
-def _write(nodes: list[gs.Node], copies: Mapping[int, int]) -> bool:
-    """Write the attribute, on all nodes since bodies want it so, or on none where no node has copies.
+def _write(nodes: list[gs.Node], copies: Mapping[int, Copies]) -> bool:
+    """Write the attributes, each on all nodes since bodies want it so, or on none where no node needs it.
 
     Args:
         nodes: all analog nodes.
-        copies: by the node's id; 1 where absent.
+        copies: by the node's id; one where absent.
 
     Returns:
         Whether any node changed.
     """
-    before = [node.attrs.get(ops.COPIES) for node in nodes]
-    for node in nodes:
-        if any(count > 1 for count in copies.values()):
-            node.attrs[ops.COPIES] = copies.get(id(node), 1)
-        else:
-            node.attrs.pop(ops.COPIES, None)
-    return before != [node.attrs.get(ops.COPIES) for node in nodes]
+    before = [dict(node.attrs) for node in nodes]
+    wanted = [copies.get(id(node), SINGLE) for node in nodes]
+    needed = {name for each in wanted for name in each.attributes()}
+    for node, each in zip(nodes, wanted, strict=True):
+        for name, value in ((ops.COPIES, each.count), (ops.EXTRA_COPIES, [each.extra, each.depth])):
+            node.attrs.pop(name, None)
+            if name in needed:
+                node.attrs[name] = value
+    return before != [dict(node.attrs) for node in nodes]

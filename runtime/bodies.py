@@ -8,9 +8,9 @@ What the pass that writes the nodes has to keep to:
 - opset 18 or newer, where BitwiseXor begins;
 - all nodes of one op type carry `device`, and unless that is "programmed", the device's parameters, `seed`
   and `stream`;
-- `weight_perm`, `copies`, `stuck_low`, `stuck_high` and the attributes of the periphery each on all nodes of
-  one op type or on none, because a missing one cannot have a default: where one node needs it, the others get
-  the identity, 1 or 0;
+- `weight_perm`, `copies`, `extra_copies`, `stuck_low`, `stuck_high` and the attributes of the periphery each
+  on all nodes of one op type or on none, because a missing one cannot have a default: where one node needs
+  it, the others get the identity, 1 or 0; `extra_copies` goes with `copies`;
 - `first_sample` on all nodes of one op type of which one has read noise;
 - Conv's attributes as `ops.explicit_conv_attributes` gives them, and the same number of inputs on all nodes
   of one op type. ONNX Runtime and onnx's inliner drop a reference to an attribute that the node does not
@@ -37,6 +37,7 @@ from cnpass.runtime.ops import (
     CONV_ATTRIBUTES,
     COPIES,
     DOMAIN,
+    EXTRA_COPIES,
     IDEAL_CHIP,
     STUCK_HIGH,
     STUCK_LOW,
@@ -57,7 +58,7 @@ _INPUTS = {
     ANALOG_MATMUL: ("X", "W", "chip", "first_sample"),
 }
 _GROUP_BITS = GROUP.bit_length() - 1
-_ALL_OR_NONE = (COPIES, STUCK_HIGH, STUCK_LOW, WEIGHT_PERM, *PERIPHERY)
+_ALL_OR_NONE = (COPIES, EXTRA_COPIES, STUCK_HIGH, STUCK_LOW, WEIGHT_PERM, *PERIPHERY)
 _CONV_KINDS = {"auto_pad": AttributeProto.STRING, "group": AttributeProto.INT}
 
 
@@ -155,12 +156,13 @@ def _function(op_type: str, nodes: list[NodeProto], opset: int) -> FunctionProto
     device = _common_device(nodes, attributes)
     names = sorted(set().union(*attributes))
     tracer = Tracer()
-    weight = tracer.input("W", np.float32)
+    stored = tracer.input("W", np.float32)
+    held = [stored]
     if device is not None:
-        weight = programmed(tracer, weight, device, names, lambda: _column_axis(tracer, op_type, names))
-    if WEIGHT_PERM in names:
-        weight = tracer.op("Transpose", weight, dtype=np.float32)
-        tracer.nodes[-1].attribute.append(_reference("perm", WEIGHT_PERM, AttributeProto.INTS))
+        held = programmed(tracer, stored, device, names, lambda: _column_axis(tracer, op_type, names))
+    weight, *more = [_permuted(tracer, each, names) for each in held]
+    if more:
+        weight = tracer.where(_has_more(tracer, op_type, weight), more[0], weight)
     body = PeripheryBody(tracer, names, _peripheries(op_type, nodes, attributes))
     x = body.convert(tracer.input("X", np.float32))
     if op_type == ANALOG_CONV and body.reads:
@@ -249,13 +251,43 @@ def _common_device(nodes: list[NodeProto], attributes: list[dict[str, Any]]) -> 
     return devices[0]
 
 
+def _permuted(tracer: Tracer, weight: Value, names: Collection[str]) -> Value:
+    """The weight as the op computes with it."""
+    if WEIGHT_PERM not in names:
+        return weight
+    permuted = tracer.op("Transpose", weight, dtype=np.float32)
+    tracer.nodes[-1].attribute.append(_reference("perm", WEIGHT_PERM, AttributeProto.INTS))
+    return permuted
+
+
+def _has_more(tracer: Tracer, op_type: str, weight: Value) -> Value:
+    """Which weights, as the op computes with them, have one device more; see `cnpass.runtime.copies`."""
+    one = tracer.constant([1], np.int64)
+    zero, end = tracer.constant([0], np.int64), tracer.constant([2**31], np.int64)
+    shape = tracer.op("Shape", weight, dtype=np.int64)
+    first, last = (one, end) if op_type == ANALOG_CONV else (zero, one)
+    sizes = tracer.op("Slice", shape, first, last, dtype=np.int64)
+    rows = tracer.reshape(tracer.op("ReduceProd", sizes, dtype=np.int64, keepdims=1), [])
+    ends = tracer.constant(0, np.int64), rows, tracer.constant(1, np.int64)
+    numbers = tracer.op("Range", *ends, dtype=np.int64)
+    extra = tracer.integers(EXTRA_COPIES)
+    count, depth = (tracer.op("Gather", extra, place, dtype=np.int64) for place in (zero, one))
+    # 0, 0 is for nodes without extra copies
+    period = tracer.op("Max", depth, one, dtype=np.int64)
+    chosen = tracer.op("Mod", numbers, period, dtype=np.int64) < count
+    # AnalogConv's weight has the columns in front, AnalogMatMul's behind.
+    if op_type != ANALOG_CONV:
+        sizes = tracer.op("Concat", sizes, one, dtype=np.int64, axis=0)
+    return tracer.op("Reshape", chosen, sizes, dtype=np.bool_, allowzero=1)
+
+
 def programmed(
     tracer: Tracer,
     weight: Value,
     device: type[DeviceModel],
     names: Collection[str],
     column_axis: Callable[[], Value],
-) -> Value:
+) -> list[Value]:
     """The weight on the chip; the nominal one on the ideal chip.
 
     Args:
@@ -264,20 +296,38 @@ def programmed(
         device: device model.
         names: attributes of the function, the device model's parameters, `seed` and `stream` among them.
         column_axis: gives the axis along which crossbar columns are counted.
+
+    Returns:
+        The weight; with `extra_copies` also the one that has one device more everywhere.
     """
     given = [*device.parameter_names(), *(name for name in (STUCK_LOW, STUCK_HIGH) if name in names)]
     parameters = {name: tracer.attribute(name, np.float32) for name in given}
     if device.scaled or STUCK_LOW in parameters:
         parameters[FULL_SCALE] = _full_scale(tracer, weight, parameters, column_axis)
     copies = tracer.attribute(COPIES, np.int64) if COPIES in names else None
-    draws = _TracedDraws(tracer, weight, copies)
-    held: Value = device.assemble(weight, draws, tracer, parameters)
-    if copies is not None:
-        axis = tracer.constant([0], np.int64)
-        held = tracer.op("ReduceSum", held, axis, dtype=np.float32, keepdims=0) / tracer.float32(copies)
+    several = EXTRA_COPIES in names
+    drawn = copies + 1 if copies is not None and several else copies
+    each: Value = device.assemble(weight, _TracedDraws(tracer, weight, drawn), tracer, parameters)
+    held = [each]
+    if copies is not None and several:
+        held = [_mean(tracer, _first(tracer, each, count), count) for count in (copies, copies + 1)]
+    elif copies is not None:
+        held = [_mean(tracer, each, copies)]
     chip, ideal = tracer.input("chip", np.int64), tracer.constant(IDEAL_CHIP, np.int64)
     is_ideal = tracer.op("Equal", chip, ideal, dtype=np.bool_)
-    return tracer.op("Where", is_ideal, weight, held, dtype=np.float32)
+    return [tracer.where(is_ideal, weight, value) for value in held]
+
+
+def _first(tracer: Tracer, each: Value, count: Value) -> Value:
+    """The first so many along the first axis."""
+    axis = tracer.constant([0], np.int64)
+    return tracer.op("Slice", each, axis, tracer.reshape(count, [1]), axis, dtype=each.dtype)
+
+
+def _mean(tracer: Tracer, each: Value, count: Value) -> Value:
+    """The mean of devices, of which there are `count` along the first axis."""
+    axis = tracer.constant([0], np.int64)
+    return tracer.op("ReduceSum", each, axis, dtype=np.float32, keepdims=0) / tracer.float32(count)
 
 
 def _full_scale(
@@ -304,9 +354,7 @@ def _column_axis(tracer: Tracer, op_type: str, names: Collection[str]) -> Value:
     axis = tracer.constant(column_axis(op_type, None), np.int64)
     if WEIGHT_PERM not in names:
         return axis
-    perm = tracer.op("Constant", dtype=np.int64)
-    tracer.nodes[-1].attribute.append(_reference("value_ints", WEIGHT_PERM, AttributeProto.INTS))
-    return tracer.op("Gather", perm, axis, dtype=np.int64)
+    return tracer.op("Gather", tracer.integers(WEIGHT_PERM), axis, dtype=np.int64)
 
 
 def _reference(name: str, source: str, kind: AttributeProto.AttributeType) -> AttributeProto:

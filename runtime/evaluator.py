@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from onnx.reference.op_run import OpRun
 
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import device_from_attributes
-from cnpass.runtime.ops import CONV_ATTRIBUTES, COPIES, DOMAIN, WEIGHT_PERM
+from cnpass.runtime.ops import CONV_ATTRIBUTES, DOMAIN, WEIGHT_PERM
 from cnpass.runtime.periphery import Periphery
 from cnpass.runtime.reference import analog_conv, analog_matmul
 
@@ -54,7 +55,7 @@ def _common(chip: np.ndarray, first_sample: np.ndarray | None, attributes: dict[
         "device": device_from_attributes(attributes),
         "seed": attributes.get("seed", 0),
         "stream": attributes.get("stream", 0),
-        COPIES: attributes.get(COPIES, 1),
+        "copies": Copies.from_attributes(attributes),
         WEIGHT_PERM: attributes.get(WEIGHT_PERM),
         "periphery": Periphery.from_attributes(attributes),
         "first_sample": 0 if first_sample is None else int(first_sample),

@@ -20,6 +20,9 @@ WEIGHT_PERM = "weight_perm"
 COPIES = "copies"
 """Optional attribute: devices per weight, whose mean is the programmed weight; absent: 1."""
 
+EXTRA_COPIES = "extra_copies"
+"""Optional attribute: two integers E, D: of every D rows, the first E have one device more; absent: none."""
+
 STUCK_LOW = "stuck_low"
 STUCK_HIGH = "stuck_high"
 """Optional attributes, both or none: rates of devices that are stuck; absent: 0."""
@@ -60,7 +63,7 @@ META_NAME = "cnpass.name"
 META_OP_TYPE = "cnpass.op_type"
 META_SOURCE = "cnpass.source"
 META_COPIES = "cnpass.copies"
-"""On a node in standard operators: the attribute `copies` that it gets where it is mapped; absent: 1."""
+"""On a node in standard operators: the copies that it gets where it is mapped, as in `Copies`; absent: 1."""
 META_DECLARED = "cnpass.declared"
 """On a Scan: the outputs of its body whose number of dimensions a pass declared."""
 META_ROLE = "cnpass.role"
@@ -92,6 +95,18 @@ def column_axis(op_type: str, weight_perm: Sequence[int] | None) -> int:
     """
     axis = 0 if op_type == ANALOG_CONV else 1
     return weight_perm[axis] if weight_perm else axis
+
+
+def row_axes(op_type: str, weight_perm: Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """The axes of the stored weight that make up crossbar rows, slowest first: all but the column axis.
+
+    Args:
+        op_type: AnalogConv or AnalogMatMul.
+        weight_perm: that attribute of the node; None if absent.
+        rank: number of axes of the weight.
+    """
+    axes = range(1, rank) if op_type == ANALOG_CONV else (0,)
+    return tuple(weight_perm[axis] if weight_perm else axis for axis in axes)
 
 
 def explicit_conv_attributes(attributes: Mapping[str, Any], kernel_shape: Sequence[int]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from cnpass.errors import ModelError
 from cnpass.runtime import ops
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.philox import read_normals
 
 MAX_BITS = 16
@@ -147,13 +148,14 @@ class Periphery:
             return np.float32(0)
         return np.float32(np.float32(self.read_noise) * np.float32(self.output_range))
 
-    def depth(self, copies: int) -> int | None:
-        """Rows of the weight matrix that one tile holds; None if one tile holds all of them."""
-        return max(1, self.tile_rows // copies) if self.tile_rows else None
+    def tiles(self, rows: int, copies: Copies) -> list[slice]:
+        """The rows of the weight matrix that each tile holds.
 
-    def tiles(self, rows: int, copies: int) -> list[slice]:
-        """The rows of the weight matrix that each tile holds."""
-        depth = self.depth(copies) or max(1, rows)
+        Raises:
+            ModelError: a tile has no room for the copies.
+        """
+        copies.check(self.tile_rows)
+        depth = copies.held(self.tile_rows) if self.tile_rows else max(1, rows)
         return [slice(first, min(first + depth, rows)) for first in range(0, rows, depth)]
 
 

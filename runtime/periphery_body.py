@@ -179,6 +179,9 @@ class PeripheryBody:
         tracer = self.tracer
         tile_rows = self._list(self._attribute(ops.TILE_ROWS, 0))
         held = tile_rows / self._attribute(ops.COPIES, 1)
+        if ops.EXTRA_COPIES in self.names:
+            stated = self._slice(tracer.integers(ops.EXTRA_COPIES), 1, 2)
+            held = tracer.where(stated > 0, stated, held)
         least = tracer.op("Max", held, tracer.constant([1], np.int64), dtype=np.int64)
         depth = tracer.where(tile_rows > 0, tracer.op("Min", least, rows, dtype=np.int64), rows)
         return depth, (rows + depth - 1) / depth

@@ -77,7 +77,7 @@ def program_function(device: type[DeviceModel], opset: int) -> FunctionProto:
     names = [*device.parameter_names(), STUCK_LOW, STUCK_HIGH, "seed", "stream", COPIES, _COLUMN_AXIS]
     tracer = Tracer()
     stored = tracer.input("W", np.float32)
-    weight = programmed(tracer, stored, device, names, lambda: tracer.attribute(_COLUMN_AXIS, np.int64))
+    (weight,) = programmed(tracer, stored, device, names, lambda: tracer.attribute(_COLUMN_AXIS, np.int64))
     return helper.make_function(
         PROGRAM_DOMAIN,
         _op_type(device),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnpass.errors import ModelError
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.numerics import Array, ExactMath
 from cnpass.runtime.ops import (
@@ -22,6 +23,7 @@ from cnpass.runtime.ops import (
     MAX_COPY,
     column_axis,
     explicit_conv_attributes,
+    row_axes,
 )
 from cnpass.runtime.periphery import NO_PERIPHERY, Periphery, read_out
 from cnpass.runtime.philox import ChipDraws
@@ -39,6 +41,7 @@ def program_weight(
     chip: int,
     copy: int = 0,
     copies: int = 1,
+    more: np.ndarray | None = None,
     column_axis: int | None = None,
     xp: Any = np,
 ) -> Array:
@@ -52,6 +55,8 @@ def program_weight(
         chip: 0 to 2^32 - 2, or -1 for the weight itself.
         copy: number of the first device among those that share the weight.
         copies: how many of these devices to average.
+        more: which weights have one device more, booleans that broadcast to `weight` (`Copies.more`); None if
+            none has.
         column_axis: axis of `weight` along which crossbar columns are counted; needed by models whose full
             scale differs between columns.
         xp: the module `numpy` or `torch`.
@@ -63,21 +68,29 @@ def program_weight(
         ModelError: `chip` or `copies` is out of range.
         UsageError: the model needs `column_axis`.
     """
-    if not 1 <= copies <= MAX_COPY + 1 - copy:
-        raise ModelError(f"copies is {copies}; it must be between 1 and {MAX_COPY + 1 - copy}")
+    most = MAX_COPY + 1 - copy - (more is not None)
+    if not 1 <= copies <= most:
+        raise ModelError(f"copies is {copies}; it must be between 1 and {most}")
     if not IDEAL_CHIP <= chip <= MAX_CHIP:
         raise ModelError(f"chip is {chip}; it must be between {IDEAL_CHIP} and {MAX_CHIP}")
     if device is None or chip == IDEAL_CHIP or 0 in weight.shape:
         return weight
     place = weight.device if hasattr(weight, "to") else None
-    total: Any = None
-    for number in range(copy, copy + copies):
+
+    def programmed(number: int) -> Any:
         draws = ChipDraws(tuple(weight.shape), seed, chip, stream, number, xp, place)
-        programmed = device.program(weight, draws, ExactMath(xp), column_axis)
-        total = programmed if total is None else total + programmed
+        return device.program(weight, draws, ExactMath(xp), column_axis).reshape(weight.shape)
+
+    total = programmed(copy)
+    for number in range(copy + 1, copy + copies):
+        total = total + programmed(number)
     # The mean is a division by an array: torch would multiply by the reciprocal of a number.
-    mean = total if copies == 1 else total / xp.full_like(total, copies)
-    return mean.reshape(weight.shape)
+    counts = xp.full_like(total, copies)
+    if more is not None:
+        chosen = xp.asarray(more) if place is None else xp.asarray(more, device=place)
+        total = xp.where(chosen, total + programmed(copy + copies), total)
+        counts = xp.where(chosen, counts + 1, counts)
+    return total / counts
 
 
 def analog_matmul(
@@ -89,7 +102,7 @@ def analog_matmul(
     seed: int = 0,
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
-    copies: int = 1,
+    copies: Copies = SINGLE,
     periphery: Periphery = NO_PERIPHERY,
     first_sample: int = 0,
 ) -> np.ndarray:
@@ -113,9 +126,15 @@ def analog_matmul(
     Raises:
         ModelError: the periphery lacks a range, or `first_sample` is out of range.
     """
-    axis = column_axis(ANALOG_MATMUL, weight_perm)
     programmed = program_weight(
-        w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
+        w,
+        device,
+        seed=seed,
+        stream=stream,
+        chip=chip,
+        copies=copies.count,
+        more=copies.more(w.shape, row_axes(ANALOG_MATMUL, weight_perm, w.ndim)),
+        column_axis=column_axis(ANALOG_MATMUL, weight_perm),
     )
     effective = _permuted(programmed, weight_perm).astype(np.float64)
     rows = periphery.sample_rows if x.ndim > 1 else 1
@@ -140,7 +159,7 @@ def analog_conv(
     seed: int = 0,
     stream: int = 0,
     weight_perm: Sequence[int] | None = None,
-    copies: int = 1,
+    copies: Copies = SINGLE,
     periphery: Periphery = NO_PERIPHERY,
     first_sample: int = 0,
     **attributes: Any,
@@ -168,9 +187,15 @@ def analog_conv(
         ModelError: shapes or attributes do not fit each other, the periphery lacks a range, or
             `first_sample` is out of range.
     """
-    axis = column_axis(ANALOG_CONV, weight_perm)
     programmed = program_weight(
-        w, device, seed=seed, stream=stream, chip=chip, copies=copies, column_axis=axis
+        w,
+        device,
+        seed=seed,
+        stream=stream,
+        chip=chip,
+        copies=copies.count,
+        more=copies.more(w.shape, row_axes(ANALOG_CONV, weight_perm, w.ndim)),
+        column_axis=column_axis(ANALOG_CONV, weight_perm),
     )
     effective = _permuted(programmed, weight_perm)
     columns, size = conv_columns(_converted(x, periphery), effective.shape, attributes)
@@ -203,7 +228,7 @@ def _converted(x: np.ndarray, periphery: Periphery) -> np.ndarray:
 
 
 def conv_partial_sums(
-    columns: np.ndarray, weight: np.ndarray, periphery: Periphery, copies: int
+    columns: np.ndarray, weight: np.ndarray, periphery: Periphery, copies: Copies
 ) -> Iterator[np.ndarray]:
     """What every tile of a convolution's weight adds up, one tile after the other.
 

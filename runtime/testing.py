@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.runtime.devices import DeviceModel, ScaledModel
 from cnpass.runtime.library import WITHOUT_LIBRARY, has_library
 from cnpass.runtime.program import PROGRAM_DOMAIN, program_function, program_node
@@ -36,7 +37,7 @@ DRAWS = 2**20
 FULL = 1.5
 DEVIATIONS = 5.0
 
-_CHIP = {"seed": 2**40 + 17, "stream": 3, "chip": 12}
+_CHIP: dict[str, Any] = {"seed": 2**40 + 17, "stream": 3, "chip": 12}
 
 _PROGRAM = """
 import hashlib, importlib, json, sys
@@ -175,11 +176,26 @@ class DeviceContract:
         each = [program_weight(weight, device, **_CHIP, copy=copy) for copy in range(copies)]
         expected = program_weight(weight, device, **_CHIP, copies=copies)
         np.testing.assert_allclose(expected, np.mean(each, 0, np.float64), rtol=1e-5, atol=1e-6)
-        self._check_ops(device, weight, expected, copies=copies)
+        self._check_ops(device, weight, expected, copies=Copies(copies))
         drawn = _devices_of(device, self.levels[0], copies=copies)
         deviation = device.std(self.levels[0], FULL) / np.sqrt(copies)
         squares = (drawn - device.mean(self.levels[0], FULL)) ** 2
         assert abs(squares.mean() - deviation**2) < DEVIATIONS * squares.std() / np.sqrt(DRAWS)
+
+    @pytest.mark.parametrize("perm", [None, [1, 0]])
+    def test_extra_copies(self, device: DeviceModel, perm: list[int] | None) -> None:
+        """Some rows with one device more: the bits of that many devices, everywhere; close in the body."""
+        weight, copies = _weights(), Copies(2, 3, 7)
+        axis, row_axis = (1, 0) if perm is None else (0, 1)
+        where = {**_CHIP, "column_axis": axis}
+        fewer, many = (program_weight(weight, device, **where, copies=count) for count in (2, 3))
+        rows = np.arange(weight.shape[row_axis]) % 7 < 3
+        expected = np.where(rows[:, None] if row_axis == 0 else rows, many, fewer)
+        more = copies.more(weight.shape, (row_axis,))
+        held = program_weight(weight, device, **where, copies=2, more=more)
+        np.testing.assert_array_equal(held, expected)
+        self._check_torch(device, weight, expected, copies=2, more=more, column_axis=axis)
+        self._check_ops(device, weight, expected, copies=copies, perm=perm)
 
     def test_faults(self, device: DeviceModel) -> None:
         """With any model: the moments of the mixture, the same bits everywhere."""
@@ -189,7 +205,7 @@ class DeviceContract:
         weight = _weights()
         expected = program_weight(weight, faulty, **_CHIP, copies=2)
         self._check_torch(faulty, weight, expected, copies=2)
-        self._check_ops(faulty, weight, expected, copies=2)
+        self._check_ops(faulty, weight, expected, copies=Copies(2))
 
     @pytest.mark.parametrize("floor", [0.0, 0.3])
     @pytest.mark.parametrize("perm", [None, [1, 0]])
@@ -289,13 +305,13 @@ def _programmed_by_op(
     weight: np.ndarray,
     *,
     bodies: bool,
-    copies: int | None = None,
+    copies: Copies = SINGLE,
     perm: list[int] | None = None,
 ) -> np.ndarray:
     """What AnalogMatMul computes with, as stored, read out by multiplying the unit matrix."""
     attributes: dict[str, Any] = {"device": device.name, **device.attributes()}
     attributes |= {"seed": _CHIP["seed"], "stream": _CHIP["stream"]}
-    attributes |= {} if copies is None else {ops.COPIES: copies}
+    attributes |= copies.attributes()
     attributes |= {} if perm is None else {ops.WEIGHT_PERM: perm}
     node = helper.make_node(
         ops.ANALOG_MATMUL, ["x", "w", ops.CHIP_INPUT], ["y"], domain=ops.DOMAIN, **attributes

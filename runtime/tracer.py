@@ -116,6 +116,13 @@ class Tracer:
         self.nodes[-1].attribute.append(AttributeProto(name=argument, ref_attr_name=name, type=kind))
         return value
 
+    def integers(self, name: str) -> Value:
+        """The values of an attribute of the function: int64 [n]."""
+        value = self.op("Constant", dtype=np.int64)
+        reference = AttributeProto(name="value_ints", ref_attr_name=name, type=AttributeProto.INTS)
+        self.nodes[-1].attribute.append(reference)
+        return value
+
     def cast(self, x: Value, dtype: Any) -> Value:
         """`x` in another type."""
         to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

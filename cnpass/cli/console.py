@@ -120,6 +120,11 @@ class Console(Progress):
             yield _BarTask(bar, bar.add_task(description, total=total, completed=done, state=""))
 
 
+def hundredths(value: float | None) -> str | None:
+    """A number with at most two decimals."""
+    return None if value is None else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
 def percent(value: float | None) -> str | None:
     """A fraction as per cent."""
     return None if value is None else f"{100 * value:.2f} %"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cnpass.cli.console import Console, Format, percent
+from cnpass.cli.console import Console, Format, hundredths, percent
 from cnpass.cli.verbs import ForceOption, ModelArgument
 from cnpass.files import check_output, write_text
 from cnpass.recipe import InspectRecipe
@@ -54,7 +54,7 @@ def run(
         ),
         (
             (
-                *(n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, n.copies, n.tiles),
+                *(n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, hundredths(n.copies), n.tiles),
                 *(n.params, n.macs, n.reason),
             )
             for n in record.nodes

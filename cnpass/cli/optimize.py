@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnpass.cli.console import Console, Format, percent
+from cnpass.cli.console import Console, Format, hundredths, percent
 from cnpass.cli.evaluate import METRICS, UNITS, device, figure_columns, figures, shown
 from cnpass.cli.rewrite import default_output, print_plan
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption, RestartOption, RunOption
@@ -101,7 +101,7 @@ def print_points(record: TrainedRecord, samples: int, part: str, console: Consol
 
 def _print_replication(replication: Replication, console: Console) -> None:
     """How many devices each weight has, and what they take."""
-    copies = ", ".join(f"{node} {count}" for node, count in replication.copies.items())
+    copies = ", ".join(f"{node} {hundredths(count)}" for node, count in replication.copies.items())
     before, after = replication.before, replication.after
     console.line(f"devices per weight: {copies}")
     console.line(

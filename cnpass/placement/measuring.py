@@ -26,6 +26,7 @@ from cnpass.evaluation.work import Outcome, Runner
 from cnpass.placement.sharing import Supernet
 from cnpass.placement.space import Choice, Placement
 from cnpass.records import Metric
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import make_device
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
@@ -56,6 +57,7 @@ class Job:
         streams: random stream by key of every weight on a crossbar.
         columns: axis of crossbar columns by key.
         copies: devices per weight by key.
+        axes: those of a weight that make up crossbar rows, by key.
         seed: seed of the chips.
         chips: numbers of the chips, from the first to before the second.
         torch_device: where the network runs.
@@ -74,7 +76,8 @@ class Job:
     params: dict[str, float]
     streams: dict[str, int]
     columns: dict[str, int]
-    copies: dict[str, int]
+    copies: dict[str, Copies]
+    axes: dict[str, tuple[int, ...]]
     seed: int
     chips: tuple[int, int]
     torch_device: str
@@ -108,7 +111,7 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         self._forward = Forward(lift(Document.load(job.network)).to(device), job.rows)
         inputs = tuple(from_array(np.load(path)).to(device) for path in job.inputs)
         programming = make_device(job.device, **job.params)
-        crossbars = Crossbars(programming, job.streams, job.columns, job.copies)
+        crossbars = Crossbars(programming, job.streams, job.columns, job.copies, job.axes)
         expected = np.load(job.expected)
         chips = range(*job.chips)
         self._validator = Validator(Samples(inputs), expected, job.metric, crossbars, job.seed, chips)
@@ -198,6 +201,7 @@ def write_job(
         streams=dict(crossbars.streams),
         columns=dict(crossbars.columns),
         copies=dict(crossbars.copies),
+        axes=dict(crossbars.rows),
         seed=validator.seed,
         chips=(validator.chips.start, validator.chips.stop),
         torch_device=str(validator.samples.inputs[0].device),

@@ -10,10 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 
+from cnpass.errors import ModelError
 from cnpass.mapping import MappingPlan
 from cnpass.runtime import ops
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.devices.base import TorchDraws
 from cnpass.runtime.numerics import Array, Functions
@@ -60,26 +63,45 @@ class Crossbars:
         columns: Axis of such a weight along which crossbar columns are counted; no entry where that is no
             axis of the weight as it is trained.
         copies: Devices per weight, by key of every weight that has several.
+        rows: Axes of such a weight that make up crossbar rows, slowest first.
     """
 
     device: DeviceModel
     streams: Mapping[str, int]
     columns: Mapping[str, int]
-    copies: Mapping[str, int] = field(default_factory=dict)
+    copies: Mapping[str, Copies] = field(default_factory=dict)
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: MappingPlan, device: DeviceModel, weights: Weights) -> Self:
-        """Take from a mapping plan what concerns the weights of a lifted model, by key."""
+        """Take from a mapping plan what concerns the weights of a lifted model, by key.
+
+        Raises:
+            ModelError: Rows of a weight differ in copies, and it is trained in another layout.
+        """
         columns: dict[str, int] = {}
-        copies: dict[str, int] = {}
+        copies: dict[str, Copies] = {}
+        rows: dict[str, tuple[int, ...]] = {}
         for entry in plan.analog:
             node, product = entry.node, entry.product
-            if product is not None and product.copies > 1:
-                copies[product.weight.key] = product.copies
-            if node is not None and product is not None and product.weight.stored_as_root:
+            if product is None:
+                continue
+            key = product.weight.key
+            if product.copies != SINGLE:
+                copies[key] = product.copies
+            if node is not None and product.weight.stored_as_root:
                 kind = ops.ANALOG_CONV if node.op in {"Conv", ops.ANALOG_CONV} else ops.ANALOG_MATMUL
-                columns[product.weight.key] = ops.column_axis(kind, product.perm)
-        return cls(device, {key: s for key, s in plan.streams.items() if key in weights}, columns, copies)
+                columns[key] = ops.column_axis(kind, product.perm)
+                if product.copies.extra:
+                    rows[key] = ops.row_axes(kind, product.perm, len(product.weight.shape))
+            elif product.copies.extra:
+                raise ModelError(
+                    f"node {entry.label!r}: weight {key!r} is stored in another layout than its rows have, so"
+                    " all of them must have as many copies; run replicate-weights anew"
+                )
+        return cls(
+            device, {key: s for key, s in plan.streams.items() if key in weights}, columns, copies, rows
+        )
 
     def only(self, keys: Collection[str | None]) -> Self:
         """Return the same with some of the weights, the others being ideal."""
@@ -107,11 +129,21 @@ class Crossbars:
         """
         drawn = {}
         for key in self.streams:
-            weight, copies = weights[key], self.copies.get(key, 1)
-            draws = _Milder(TorchDraws(weight, generator, copies), strength, censor)
+            weight, copies = weights[key], self.copies.get(key, SINGLE)
+            draws = _Milder(TorchDraws(weight, generator, copies.most), strength, censor)
             programmed = self.device.program(weight, draws, _TORCH, self.columns.get(key))
-            drawn[key] = programmed.mean(0) if copies > 1 else programmed
+            more = self._more(key, weight)
+            if more is not None:
+                chosen = torch.as_tensor(more, device=weight.device)
+                total = programmed[:-1].sum(0) + programmed[-1] * chosen
+                drawn[key] = total / (copies.count + chosen.to(weight.dtype))
+            else:
+                drawn[key] = programmed.mean(0) if copies.count > 1 else programmed
         return drawn
+
+    def _more(self, key: str, weight: torch.Tensor) -> np.ndarray | None:
+        """Which of a weight's elements have one device more; None if none has."""
+        return self.copies.get(key, SINGLE).more(weight.shape, self.rows.get(key, ()))
 
     def clip(self, weights: Weights, keys: Collection[str], bound: float) -> None:
         """Clip weights on crossbars, in place, to so many standard deviations of their own tensor.
@@ -140,7 +172,8 @@ class Crossbars:
                 weights[key].detach(),
                 self.device,
                 stream=stream,
-                copies=self.copies.get(key, 1),
+                copies=self.copies.get(key, SINGLE).count,
+                more=self._more(key, weights[key]),
                 column_axis=self.columns.get(key),
                 **common,
             )

@@ -24,7 +24,7 @@ def target_norm(device: DeviceModel, k: float = 1.0, copies: int = 1) -> float:
         device: Device model; mean and deviation of a programmed weight of 1 give mu and s. For log-normal
             variation these are ``exp(sigma^2 / 2)`` and ``sqrt((exp(sigma^2) - 1) exp(sigma^2))``.
         k: Bound on the layer under variation.
-        copies: Devices per weight, whose mean deviates by ``s / sqrt(copies)``.
+        copies: Devices of the weights that have fewest; their mean deviates by ``s / sqrt(copies)``.
     """
     mean, deviation = float(device.mean(1.0)), float(device.std(1.0)) / math.sqrt(copies)
     return k / (mean + 3 * deviation)

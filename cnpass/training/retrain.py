@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cnpass.progress import Progress, Task
+from cnpass.runtime.copies import SINGLE
 from cnpass.training import checkpoint, lipschitz
 from cnpass.training.augmentation import Augmentation
 from cnpass.training.crossbars import Crossbars
@@ -190,7 +191,7 @@ class _Trainer:
             weight.requires_grad_(key in self.keys)
         crossbars = problem.crossbars
         self.norms = {
-            key: lipschitz.target_norm(crossbars.device, options.k, crossbars.copies.get(key, 1))
+            key: lipschitz.target_norm(crossbars.device, options.k, crossbars.copies.get(key, SINGLE).count)
             for key in crossbars.streams
         }
         self.optimizer = self._optimizer()

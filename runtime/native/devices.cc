@@ -11,6 +11,7 @@ namespace cnpass {
 namespace {
 
 constexpr int64_t kMaxCopies = int64_t{1} << 16;
+constexpr int64_t kMaxRows = int64_t{1} << 40;  // times copies it is a count still
 constexpr double kWords = 4294967296.0;  // values of a random word
 constexpr float kRounding = 1e-6f;       // two float32 rates may add up to this much more than 1
 
@@ -146,23 +147,46 @@ FullScale::FullScale(const float* weight, const Dims& dims, size_t axis, float f
   for (float& value : values_) value = std::max(value, largest * floor);
 }
 
-Programmer::Programmer(const NodeInfo& node) : model_(make_device(node)) {
+Copies::Copies(const NodeInfo& node) : count(node.integer("copies").value_or(1)) {
+  if (count < 1 || count > kMaxCopies) {
+    throw Error("attribute \"copies\" is " + std::to_string(count) + ", must be between 1 and " +
+                std::to_string(kMaxCopies));
+  }
+  const std::optional<Dims> given = node.integers("extra_copies");
+  if (!given) return;
+  if (given->size() != 2) {
+    throw Error("attribute \"extra_copies\" has " + counted(given->size(), "value") + ", needs 2");
+  }
+  extra = (*given)[0];
+  depth = (*given)[1];
+  if (extra == 0 && depth == 0) return;
+  if (extra < 1 || extra >= depth || depth > kMaxRows || count == kMaxCopies) {
+    throw Error("attribute \"extra_copies\" is " + std::to_string(extra) + ", " + std::to_string(depth) +
+                ", must be some, but not all, of so many rows");
+  }
+}
+
+int64_t Copies::held(int64_t tile_rows) const {
+  if (extra == 0) return std::max<int64_t>(1, tile_rows / count);
+  const int64_t needed = depth * count + extra;
+  if (needed > tile_rows) {
+    throw Error("attributes \"copies\" and \"extra_copies\" need " + std::to_string(needed) +
+                " rows, but \"tile_rows\" is " + std::to_string(tile_rows));
+  }
+  return depth;
+}
+
+Programmer::Programmer(const NodeInfo& node) : model_(make_device(node)), copies_(node) {
   const float low = optional_rate(node, "stuck_low");
   const float high = optional_rate(node, "stuck_high");
   if (low + high > 1.0f + kRounding) {
     throw Error("attributes \"stuck_low\" and \"stuck_high\" are more than 1 together");
   }
   faults_ = {static_cast<uint64_t>(low * kWords), static_cast<uint64_t>(high * kWords)};
-  const int64_t copies = node.integer("copies").value_or(1);
-  if (copies < 1 || copies > kMaxCopies) {
-    throw Error("attribute \"copies\" is " + std::to_string(copies) + ", must be between 1 and " +
-                std::to_string(kMaxCopies));
-  }
-  copies_ = static_cast<uint32_t>(copies);
 }
 
 void Programmer::program(const Draws& draws, uint64_t first, size_t count, const float* weight,
-                         const FullScale& scale, float* out) const {
+                         const FullScale& scale, const uint8_t* more, float* out) const {
   float scales[kPiece];
   float one_more[kPiece];
   for (size_t done = 0; done < count; done += kPiece) {
@@ -172,13 +196,23 @@ void Programmer::program(const Draws& draws, uint64_t first, size_t count, const
     }
     const Piece piece{first + done, n, weight + done, scaled() ? scales : nullptr};
     program_piece(draws, piece, out + done);
-    if (copies_ == 1) continue;
+    if (copies_.count == 1 && more == nullptr) continue;
+    const uint32_t copies = static_cast<uint32_t>(copies_.count);
     Draws own = draws;
-    for (own.copy = 1; own.copy < copies_; ++own.copy) {
+    for (own.copy = 1; own.copy < copies; ++own.copy) {
       program_piece(own, piece, one_more);
       for (size_t i = 0; i < n; ++i) out[done + i] += one_more[i];
     }
-    for (size_t i = 0; i < n; ++i) out[done + i] /= static_cast<float>(copies_);
+    if (more == nullptr) {
+      for (size_t i = 0; i < n; ++i) out[done + i] /= static_cast<float>(copies);
+      continue;
+    }
+    program_piece(own, piece, one_more);
+    for (size_t i = 0; i < n; ++i) {
+      const float one = more[done + i] != 0 ? 1.0f : 0.0f;
+      const float sum = more[done + i] != 0 ? out[done + i] + one_more[i] : out[done + i];
+      out[done + i] = sum / (static_cast<float>(copies) + one);
+    }
   }
 }
 

@@ -83,11 +83,24 @@ class FullScale {
   uint64_t stride_ = 1;
 };
 
+// How many devices hold a weight: `count`, and one more in the first `extra` of every `depth` rows.
+struct Copies {
+  // Reads the attributes copies and extra_copies.
+  explicit Copies(const NodeInfo& node);
+
+  // Rows of the matrix in a tile of `tile_rows` rows; throws Error if they do not fit.
+  int64_t held(int64_t tile_rows) const;
+
+  int64_t count;
+  int64_t extra = 0;
+  int64_t depth = 0;
+};
+
 // A device model with faults, and with any number of devices per weight: everything between a stored weight
 // and the one that a chip holds.
 class Programmer {
  public:
-  // Reads the attributes device (and its parameters), stuck_low, stuck_high and copies.
+  // Reads the attributes device (and its parameters), stuck_low, stuck_high, copies and extra_copies.
   explicit Programmer(const NodeInfo& node);
 
   // Whether weights come as they are, programmed upstream.
@@ -96,16 +109,19 @@ class Programmer {
   bool scaled() const { return model_ != nullptr && (model_->scaled() || faults_.any()); }
   float scale_floor() const { return model_->scale_floor(); }
 
-  // Programs `count` elements from `first` on; `draws` holds all but the purpose, with copy 0.
+  const Copies& copies() const { return copies_; }
+
+  // Programs `count` elements from `first` on; `draws` holds all but the purpose, with copy 0. `more` says of
+  // each whether it has one device more than the others; null if none has.
   void program(const Draws& draws, uint64_t first, size_t count, const float* weight, const FullScale& scale,
-               float* out) const;
+               const uint8_t* more, float* out) const;
 
  private:
   void program_piece(const Draws& draws, const Piece& piece, float* out) const;
 
   std::unique_ptr<DeviceModel> model_;  // null: programmed upstream
   Faults faults_;
-  uint32_t copies_ = 1;
+  Copies copies_;
 };
 
 }  // namespace cnpass

@@ -66,8 +66,7 @@ Periphery::Periphery(const NodeInfo& node)
   const int64_t tile_rows = read_count(node, "tile_rows", 0);
   read_count(node, "tile_cols", 0);
   // Every copy of a weight has a row of its own, which is driven by the same input.
-  const int64_t copies = read_count(node, "copies", 1);
-  if (tile_rows > 0) tile_depth = std::max<int64_t>(1, tile_rows / copies);
+  if (tile_rows > 0) tile_depth = Copies(node).held(tile_rows);
   const float noise = read_fraction(node, "read_noise");
   if (noise > 0.0f) {
     const float range = read_range(node, "output_range");

@@ -23,6 +23,17 @@ void for_depth_blocks(const WeightMatrix& matrix, const Reading& reading, const 
   }
 }
 
+// Strides of a tensor that lies together in memory.
+Dims strides_of(const Dims& dims) {
+  Dims strides(dims.size());
+  int64_t stride = 1;
+  for (size_t i = strides.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= dims[i];
+  }
+  return strides;
+}
+
 }  // namespace
 
 bool lies_together(const std::vector<int64_t>& depth_offsets) {
@@ -95,7 +106,8 @@ void pack_plain(const Call& call, const WeightMatrix& matrix, const float* weigh
   });
 }
 
-Weights::Weights(const NodeInfo& node, size_t input, size_t column_axis) : programmer_(node) {
+Weights::Weights(const NodeInfo& node, size_t input, size_t column_axis)
+    : programmer_(node), op_column_axis_(column_axis) {
   draws_.seed = static_cast<uint64_t>(node.integer("seed").value_or(0));
   const int64_t stream = node.integer("stream").value_or(0);
   if (stream < 0 || stream > kMaxStream) {
@@ -116,6 +128,7 @@ Weights::Weights(const NodeInfo& node, size_t input, size_t column_axis) : progr
   if (const std::optional<Tensor> weight = node.constant_input(input)) {
     constant_dims_ = effective(weight->dims);
     constant_scale_ = full_scale(*weight);
+    constant_more_ = more(weight->dims);
   }
 }
 
@@ -123,6 +136,32 @@ FullScale Weights::full_scale(const Tensor& weight) const {
   if (!programmer_.scaled() || column_axis_ >= weight.dims.size()) return {};
   if (element_count(weight.dims) == 0) return {};
   return FullScale(weight.floats(), weight.dims, column_axis_, programmer_.scale_floor());
+}
+
+std::vector<uint8_t> Weights::more(const Dims& dims) const {
+  const Copies& copies = programmer_.copies();
+  if (programmer_.transparent() || copies.extra == 0 || op_column_axis_ >= dims.size()) return {};
+  const Dims sizes = effective(dims);
+  const Dims strides = effective(strides_of(dims));
+  const size_t columns = op_column_axis_;
+  std::vector<uint8_t> chosen(static_cast<size_t>(element_count(dims)));
+  if (chosen.empty()) return chosen;
+  // Rows are counted along all axes but that of the columns, the last one fastest.
+  Dims at(dims.size(), 0);
+  for (int64_t row = 0, offset = 0;; row = row + 1 == copies.depth ? 0 : row + 1) {
+    if (row < copies.extra) {
+      for (int64_t i = 0; i < sizes[columns]; ++i) chosen[static_cast<size_t>(offset + i * strides[columns])] = 1;
+    }
+    size_t axis = sizes.size();
+    while (axis-- > 0) {
+      if (axis == columns) continue;
+      offset += strides[axis];
+      if (++at[axis] < sizes[axis]) break;
+      offset -= strides[axis] * sizes[axis];
+      at[axis] = 0;
+    }
+    if (axis == static_cast<size_t>(-1)) return chosen;
+  }
 }
 
 Dims Weights::effective(const Dims& dims) const {
@@ -176,6 +215,8 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
   Buffer scratch;
   if (!programmer_.transparent() && chip != kIdealChip) {
     const FullScale scale = constant_dims_ ? constant_scale_ : full_scale(weight);
+    const std::vector<uint8_t> fresh_more = constant_dims_ ? std::vector<uint8_t>{} : more(weight.dims);
+    const std::vector<uint8_t>& chosen = constant_dims_ ? constant_more_ : fresh_more;
     float* out = (count <= kKeptScratch ? kept_scratch : scratch).reserve(count);
     Draws draws = draws_;
     draws.chip = static_cast<uint32_t>(chip);
@@ -183,18 +224,12 @@ std::shared_ptr<const Buffer> Weights::packed(const Call& call, const Tensor& we
       const int64_t first = i * kProgrammedAtOnce;
       const int64_t n = std::min(kProgrammedAtOnce, count - first);
       programmer_.program(draws, static_cast<uint64_t>(first), static_cast<size_t>(n), values + first, scale,
-                          out + first);
+                          chosen.empty() ? nullptr : chosen.data() + first, out + first);
     });
     values = out;
   }
-  Dims strides(weight.dims.size());
-  int64_t stride = 1;
-  for (size_t i = strides.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= weight.dims[i];
-  }
   const std::shared_ptr<Buffer> packed = pool_->take();
-  pack(effective(weight.dims), effective(strides), values, packed.get());
+  pack(effective(weight.dims), effective(strides_of(weight.dims)), values, packed.get());
   fresh->packed = packed;
   {
     const std::lock_guard<std::mutex> lock(mutex_);

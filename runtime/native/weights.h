@@ -82,12 +82,17 @@ class Weights {
 
   FullScale full_scale(const Tensor& weight) const;
 
+  // Of every element of a weight stored with `dims` whether it has one device more; empty if none has.
+  std::vector<uint8_t> more(const Dims& dims) const;
+
   Programmer programmer_;
   Draws draws_{};
   Dims perm_;           // empty: identity
   size_t column_axis_;  // of the stored weight
+  size_t op_column_axis_;
   std::optional<Dims> constant_dims_;
   FullScale constant_scale_;
+  std::vector<uint8_t> constant_more_;
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const Snapshot> snapshot_;
   std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();

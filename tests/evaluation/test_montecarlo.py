@@ -26,6 +26,7 @@ from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
 from cnpass.runfolder import Journal
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.runtime.devices import LogNormal
 from cnpass.runtime.reference import program_weight
 
@@ -33,14 +34,20 @@ STRONG = LogNormal(sigma=0.6)
 
 
 def by_hand(
-    proto: onnx.ModelProto, split: Split, chip: int, seed: int, copies: tuple[int, int] = (1, 1)
+    proto: onnx.ModelProto,
+    split: Split,
+    chip: int,
+    seed: int,
+    copies: tuple[Copies, Copies] = (SINGLE, SINGLE),
 ) -> float:
     """Top-1 of one chip: weights programmed by the reference, the plain model in ONNX Runtime."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     for stream, tensor in enumerate(changed.graph.initializer):  # first used in the order of the initializers
-        where = {"seed": seed, "stream": stream, "chip": chip, "copies": copies[stream]}
-        weight = program_weight(numpy_helper.to_array(tensor), STRONG, **where)
+        stored, several = numpy_helper.to_array(tensor), copies[stream]
+        rows = (1, 2, 3) if stored.ndim == 4 else (0,)
+        where = {"seed": seed, "stream": stream, "chip": chip, "more": several.more(stored.shape, rows)}
+        weight = program_weight(stored, STRONG, copies=several.count, **where)
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(weight), tensor.name))
     session = ort.InferenceSession(changed.SerializeToString())
     batches = [session.run(None, {"x": split.x[i : i + 1]})[0] for i in range(len(split))]
@@ -87,7 +94,7 @@ def test_copies_of_a_mapped_model_stay(build, split: Split) -> None:
     with MonteCarlo(document, split, workers=1) as run:
         target = run.prepare(document, STRONG, seed=3)
         assert run.values(target, [0, 1, 2]) == [
-            by_hand(build(), split, chip, 3, copies=(128 // 9, 128 // 64)) for chip in (0, 1, 2)
+            by_hand(build(), split, chip, 3, copies=(Copies(14, 2, 9), Copies(2))) for chip in (0, 1, 2)
         ]
 
 

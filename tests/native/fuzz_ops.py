@@ -53,7 +53,17 @@ ODD = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0], np.float32)
 PERIPHERY = ("tile_rows", "tile_cols", "dac_bits", "adc_bits", "input_range", "output_range", "read_noise")
 OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _OF_ORT = re.compile(r"\(layer\)|input feed|for input: |std::bad_alloc$")  # the last by our bound
-OTHERS = ("seed", "stream", "weight_perm", "copies", "stuck_low", "stuck_high", "sample_rows", "no_such")
+OTHERS = (
+    "seed",
+    "stream",
+    "weight_perm",
+    "copies",
+    "extra_copies",
+    "stuck_low",
+    "stuck_high",
+    "sample_rows",
+    "no_such",
+)
 
 
 class Case:
@@ -129,12 +139,14 @@ class Case:
         name = self.pick(tuple(DEVICES))
         self.attributes |= {"device": name, **DEVICES[name], "seed": self.integer(-(2**63), 2**63)}
         optional = {"stream": self.integer(0, 2**24), "copies": self.integer(1, 5)}
+        depth = self.integer(2, 30)
+        optional["extra_copies"] = [self.integer(1, depth), depth]
         optional |= {rate: float(self.rng.random() / 2) for rate in ("stuck_low", "stuck_high")}
         self.attributes |= {key: value for key, value in optional.items() if self.chance(0.3)}
 
     def make_periphery(self) -> None:
         self.attributes |= {
-            "tile_rows": self.integer(0, self.pick((40, 400))),
+            "tile_rows": self.tile_rows(),
             "tile_cols": self.integer(0, 40),
             "dac_bits": self.pick((0, 2, 8, 16)),
             "adc_bits": self.pick((0, 2, 8, 16)),
@@ -144,6 +156,12 @@ class Case:
         }
         if self.chance(0.7):
             self.inputs["first_sample"] = np.array(self.integer(0, 2**31))
+
+    def tile_rows(self) -> int:
+        """Rows that have room for what a tile is to hold."""
+        extra, depth = self.attributes.get("extra_copies", (0, 0))
+        least = depth * self.attributes.get("copies", 1) + extra
+        return self.integer(least, least + self.pick((40, 400)))
 
     # what can be wrong with it; each gives its name
 

@@ -53,6 +53,24 @@ BAD_NODES = [
     ),
     ("copies", {"copies": 0}, 'attribute "copies" is 0, must be between 1 and 65536'),
     ("copies high", {"copies": 2**16 + 1}, 'attribute "copies" is 65537'),
+    ("extra", {"extra_copies": [4, 4]}, 'attribute "extra_copies" is 4, 4, must be some, but not all'),
+    ("extra below", {"extra_copies": [-1, 4]}, 'attribute "extra_copies" is -1, 4, must be some'),
+    (
+        "extra deep",
+        {"extra_copies": [1, 2**41]},
+        'attribute "extra_copies" is 1, 2199023255552, must be some',
+    ),
+    (
+        "extra many",
+        {"copies": 2**16, "extra_copies": [1, 2]},
+        'attribute "extra_copies" is 1, 2, must be some',
+    ),
+    ("extra short", {"extra_copies": [1]}, 'attribute "extra_copies" has 1 value, needs 2'),
+    (
+        "extra tile",
+        {"copies": 2, "extra_copies": [1, 4], "tile_rows": 8},
+        'attributes "copies" and "extra_copies" need 9 rows, but "tile_rows" is 8',
+    ),
     ("copies type", {"copies": 1.5}, 'attribute "copies" is not an integer'),
     ("pair", {"device": "pcm"}, 'attribute "g_max" is missing'),
     (

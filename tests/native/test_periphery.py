@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import LogNormal
 from cnpass.runtime.periphery import Periphery
 from cnpass.runtime.reference import analog_conv, analog_matmul
@@ -36,6 +37,14 @@ def ranged(kind: str, y: np.ndarray) -> dict:
     return KINDS[kind] | {name: float(np.float32(value)) for name, value in ranges.items()}
 
 
+def copies_in(tile_rows: int, generator: np.random.Generator) -> Copies:
+    """Copies that fit into a tile, in every second case with some for a part of the rows only."""
+    count, depth = int(generator.integers(1, 4)), int(generator.integers(2, 5))
+    extra = int(generator.integers(1, depth))
+    partly = Copies(count, extra, depth)
+    return partly if generator.random() < 0.5 and partly.fit(tile_rows) else Copies(count)
+
+
 def assert_agree(y: np.ndarray, expected: np.ndarray, attributes: dict, tiles: int) -> None:
     """Without ADC to rounding; with it at most 1 % of elements differ, each by one step in a tile or two."""
     assert y.shape == expected.shape
@@ -58,11 +67,13 @@ def test_random_convolutions(run_op, random_case, axes, seed, kind):
     x, w, b, attributes = random_case(generator, axes)
     chip, threads = int(generator.integers(-1, 3)), int(generator.integers(1, 3))
     first = int(generator.integers(0, 2**32 - len(x)))
-    copies = int(generator.integers(1, 4))
+    copies = copies_in(KINDS[kind].get("tile_rows", 20), generator)
     exact = analog_conv(x, w, b, **WHERE, chip=chip, copies=copies, **attributes)
     more = ranged(kind, exact)
     inputs = {"x": x, "w": w, "b": b, "first_sample": np.array(first)}
-    y = run_op("AnalogConv", inputs, chip=chip, threads=threads, **NODE, copies=copies, **attributes, **more)
+    y = run_op(
+        "AnalogConv", inputs, chip=chip, threads=threads, **NODE, **copies.attributes(), **attributes, **more
+    )
     periphery = Periphery.from_attributes(more)
     expected = analog_conv(
         x, w, b, **WHERE, chip=chip, copies=copies, periphery=periphery, first_sample=first, **attributes
@@ -118,7 +129,7 @@ def test_matmul(run_op, x, w, rows, kind):
         y = run_op("AnalogMatMul", inputs, chip=chip, threads=2, **NODE, **more)
         periphery = Periphery.from_attributes(more)
         expected = analog_matmul(x, w, **WHERE, chip=chip, periphery=periphery, first_sample=77)
-        assert_agree(y, expected, more, len(periphery.tiles(len(w), 1)))
+        assert_agree(y, expected, more, len(periphery.tiles(len(w), Copies())))
 
 
 SPLITS = {

@@ -18,16 +18,17 @@ from cnpass.passes.analog import analog_nodes
 from cnpass.passes.pipeline import Pipeline
 from cnpass.placement import measuring
 from cnpass.records import SCHEMAS
+from cnpass.runtime.copies import Copies
 from cnpass.training.crossbars import Crossbars
 
 OPTIONS: dict[str, Any] = {"sigma": 1.2, "epochs": 4, "workers": 1}
 SEARCH: dict[str, Any] = OPTIONS | {"trials": 2, "max_overhead": 0.5}
-COPIES = {"first": 28, "second": 7, "last": 4}
+COPIES = {"first": Copies(28, 4, 9), "second": Copies(7, 4, 36), "last": Copies(4)}
 """What fits above 9, 36 and 64 rows in tiles of 256."""
 
 
-def _copies(model: Path) -> dict[str, int]:
-    return {node.name: node.attrs["copies"] for node in analog_nodes(Document.load(model))}
+def _copies(model: Path) -> dict[str, Copies]:
+    return {node.name: Copies.from_attributes(node.attrs) for node in analog_nodes(Document.load(model))}
 
 
 @pytest.fixture
@@ -57,13 +58,13 @@ def test_optimize_trains_and_measures_with_the_copies_that_it_writes(model: Path
     jsonschema.validate(beside, json.loads((SCHEMAS / "optimize.json").read_text()))
     found = record.replication
     assert found is not None
-    assert found.copies == COPIES
+    assert found.copies == {"first": 256 / 9, "second": 256 / 36, "last": 4}
     assert (found.tile_rows, found.tile_cols) == (256, 256)
     assert found.before.tiles == found.after.tiles == 3
     assert found.before.adc_conversions == found.after.adc_conversions == 64 * 4 + 16 * 4 + 4
-    assert (found.before.cells_used, found.after.cells_used) == (436, 28 * 36 + 7 * 144 + 4 * 256)
+    assert (found.before.cells_used, found.after.cells_used) == (436, 256 * 4 + 256 * 4 + 4 * 256)
     assert len(trained) > 3
-    assert all(crossbars.copies == {"k1": 28, "k2": 7, "fc": 4} for crossbars in trained)
+    assert all(dict(zip(COPIES, crossbars.copies.values(), strict=True)) == COPIES for crossbars in trained)
     assert _copies(output) == COPIES
     again = cnpass.evaluate(output, str(model.with_suffix(".npz")), chips=6)
     assert again.points[0].mean == record.after.mean
@@ -92,7 +93,7 @@ def test_training_sees_the_chips_that_are_measured(model: Path, trained) -> None
     """Numbered chips with copies have the same bits in torch as in ONNX Runtime."""
     cnpass.retrain(model, replicate=True, tile_rows=64, **OPTIONS)
     (crossbars,) = {id(each): each for each in trained}.values()
-    assert dict(crossbars.copies) == {"k1": 7}
+    assert dict(crossbars.copies) == {"k1": Copies(7, 1, 9), "k2": Copies(1, 28, 36)}
     document = Document.load(model.with_name("quadrants.retrained.onnx"))
     mapped = document.copy()
     Pipeline.parse("map-crossbar{sigma=1.2}").run(mapped)
@@ -111,7 +112,7 @@ def test_training_sees_the_chips_that_are_measured(model: Path, trained) -> None
 def test_plain_models_keep_them_for_when_they_are_mapped(model: Path, tmp_path: Path, verb: str) -> None:
     options = OPTIONS if verb == "retrain" else SEARCH
     record = getattr(cnpass, verb)(model, output=tmp_path / "plain.onnx", replicate=True, **options)
-    assert record.replication.copies == COPIES
+    assert record.replication.copies == {"first": 256 / 9, "second": 256 / 36, "last": 4}
     jsonschema.validate(json.loads(record.to_json()), json.loads((SCHEMAS / f"{verb}.json").read_text()))
     data = str(model.with_suffix(".npz"))
     document = Document.load(tmp_path / "plain.onnx")
@@ -128,7 +129,7 @@ def test_plain_models_keep_them_for_when_they_are_mapped(model: Path, tmp_path: 
 
 def test_tiles_without_room_leave_one_device_per_weight(model: Path, tmp_path: Path) -> None:
     few: dict[str, Any] = {"retrain": False, "compensation": False, "sigma": 1.2, "chips": 2}
-    record = cnpass.optimize(model, output=tmp_path / "a.onnx", replicate=True, tile_rows=9, **few)
+    record = cnpass.optimize(model, output=tmp_path / "a.onnx", replicate=True, tile_rows=1, **few)
     assert record.replication is None
     plain = cnpass.optimize(model, output=tmp_path / "b.onnx", **few)
     assert record.before == plain.before

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cnpass.errors import ModelError
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import LogNormal
 from cnpass.runtime.ops import MAX_SAMPLE, Purpose
 from cnpass.runtime.periphery import Periphery, Quantiser
@@ -38,7 +39,7 @@ def test_every_code_comes_back(bits):
     [(0, 1, [10]), (4, 1, [4, 4, 2]), (4, 2, [2] * 5), (4, 3, [1] * 10), (4, 9, [1] * 10), (10, 1, [10])],
 )
 def test_rows_of_tiles(tile_rows, copies, sizes):
-    tiles = Periphery(tile_rows=tile_rows).tiles(10, copies)
+    tiles = Periphery(tile_rows=tile_rows).tiles(10, Copies(copies))
     assert [tile.stop - tile.start for tile in tiles] == sizes
     assert (tiles[0].start, tiles[-1].stop) == (0, 10)
 

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from cnpass.errors import ModelError
 from cnpass.runtime import LogNormal, Session, analog_conv, analog_matmul, has_library, reference_ops
 from cnpass.runtime.bodies import function_bodies
+from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.runtime.library import WITHOUT_LIBRARY
 from cnpass.runtime.ops import META_FIRST_SAMPLE_INPUT
 from cnpass.runtime.periphery import Periphery
@@ -20,10 +21,10 @@ RANGES = {"input_range": 2.0, "output_range": 4.0}
 KINDS = {
     "dac": {"dac_bits": 5},
     "adc": {"adc_bits": 6},
-    "tiles": {"adc_bits": 6, "tile_rows": 5, "tile_cols": 2},
+    "tiles": {"adc_bits": 6, "tile_rows": 14, "tile_cols": 2},
     "noise": {"read_noise": 0.02},
-    "all": {"dac_bits": 6, "adc_bits": 7, "tile_rows": 8, "read_noise": 0.01},
-    "only tiles": {"tile_rows": 8},
+    "all": {"dac_bits": 6, "adc_bits": 7, "tile_rows": 13, "read_noise": 0.01},
+    "only tiles": {"tile_rows": 13},
 }
 
 
@@ -60,33 +61,45 @@ def agree(y, expected, attributes):
     assert difference.max() <= 2 * attributes["output_range"] / (2 ** (attributes["adc_bits"] - 1) - 1) + near
 
 
+@pytest.mark.parametrize("copies", [SINGLE, Copies(2, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_conv(analog_model, conv_case, periphery, monkeypatch, bias):
+def test_conv(analog_model, conv_case, periphery, monkeypatch, bias, copies):
     x, w, b, attributes = conv_case
     b = b if bias else None
-    model = with_bodies(with_first_sample(analog_model((w, b, attributes | periphery))))
+    layer = (w, b, attributes | periphery | copies.attributes())
+    model = with_bodies(with_first_sample(analog_model(layer)))
     native = Session(model) if has_library() else None
     monkeypatch.setenv(WITHOUT_LIBRARY, "1")
     body = Session(model)
     for chip, first in ((-1, 0), (3, 2**20 + 5)):
         y = body.run(x, chip=chip, first_sample=first)[0]
-        how = {"periphery": Periphery.from_attributes(periphery), "first_sample": first, **attributes}
+        around = Periphery.from_attributes(periphery)
+        how = {"periphery": around, "first_sample": first, "copies": copies, **attributes}
         agree(y, analog_conv(x, w, b, **CHIP, stream=0, chip=chip, **how), periphery)
         if native is not None:
             agree(y, native.run(x, chip=chip, first_sample=first)[0], periphery)
 
 
-@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("copies", [SINGLE, Copies(3), Copies(1, 2, 3), Copies(2, 3, 5)])
 @pytest.mark.parametrize(("shape", "rows"), [((23,), 1), ((4, 23), 1), ((3, 5, 23), 1), ((12, 2, 23), 4)])
 def test_matmul(analog_model, rng, periphery, monkeypatch, shape, rows, copies):
     monkeypatch.setenv(WITHOUT_LIBRARY, "1")
     x, w = rng.standard_normal(shape).astype(np.float32), rng.standard_normal((7, 23)).astype(np.float32)
-    how = {"weight_perm": [1, 0], "copies": copies}
-    layer = (w, None, {**how, "sample_rows": rows, **periphery})
+    layer = (w, None, {"weight_perm": [1, 0], **copies.attributes(), "sample_rows": rows, **periphery})
     session = Session(with_bodies(with_first_sample(analog_model(layer, rank=len(shape)))))
     around = Periphery.from_attributes(periphery | {"sample_rows": rows})
     for chip in (-1, 3):
-        expected = analog_matmul(x, w, **CHIP, stream=0, chip=chip, periphery=around, first_sample=9, **how)
+        expected = analog_matmul(
+            x,
+            w,
+            **CHIP,
+            stream=0,
+            chip=chip,
+            periphery=around,
+            first_sample=9,
+            weight_perm=[1, 0],
+            copies=copies,
+        )
         agree(session.run(x, chip=chip, first_sample=9)[0], expected, periphery)
 
 
@@ -96,6 +109,20 @@ def test_empty_batch(analog_model, periphery, monkeypatch, shape):
     layer = (np.ones((23, 7), np.float32), None, periphery)
     session = Session(with_bodies(with_first_sample(analog_model(layer, rank=len(shape)))))
     assert session.run(np.ones(shape), chip=3)[0].shape == (*shape[:-1], 7)
+
+
+def test_nodes_with_and_without_extra_copies(analog_model, rng, monkeypatch):
+    """One body serves both; 0, 0 is none."""
+    monkeypatch.setenv(WITHOUT_LIBRARY, "1")
+    x = rng.standard_normal((4, 9)).astype(np.float32)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((9, 11), (11, 5))]
+    given = [{"copies": 2, "extra_copies": [1, 4]}, {"copies": 1, "extra_copies": [0, 0]}]
+    layers = [(w, None, a) for w, a in zip(weights, given, strict=True)]
+    y = Session(with_bodies(analog_model(*layers))).run(x, chip=2)[0]
+    expected = x
+    for stream, (w, copies) in enumerate(zip(weights, (Copies(2, 1, 4), SINGLE), strict=True)):
+        expected = analog_matmul(expected, w, **CHIP, stream=stream, chip=2, copies=copies)
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_nodes_with_and_without_converters(analog_model, rng, monkeypatch):

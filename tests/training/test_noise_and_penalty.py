@@ -11,6 +11,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from cnpass.document import Document
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import DeviceModel, LogNormal, make_device
 from cnpass.training import lipschitz
 from cnpass.training.crossbars import Crossbars
@@ -141,7 +142,7 @@ COPIED = [
 @pytest.mark.parametrize("device", COPIED, ids=lambda device: f"{device.name}-{device.stuck_low}")
 def test_copies_share_their_variation(device: DeviceModel) -> None:
     """The mean of three devices has their mean and a third of their variance, and so has lambda."""
-    crossbars = replace(_crossbars(device), copies={"w": 3})
+    crossbars = replace(_crossbars(device), copies={"w": Copies(3)})
     w = {"w": torch.cat([torch.full((200_000,), -0.7), torch.ones(1)]).requires_grad_()}
     chip = crossbars.draw(w, torch.Generator().manual_seed(1))["w"]
     assert chip.shape == w["w"].shape
@@ -152,6 +153,22 @@ def test_copies_share_their_variation(device: DeviceModel) -> None:
     assert torch.isfinite(w["w"].grad).all()
     mean, deviation = float(device.mean(1.0)), float(device.std(1.0)) / math.sqrt(3)
     assert lipschitz.target_norm(device, k=2.0, copies=3) == pytest.approx(2 / (mean + 3 * deviation))
+
+
+@pytest.mark.parametrize("device", COPIED, ids=lambda device: f"{device.name}-{device.stuck_low}")
+def test_some_rows_have_one_copy_more(device: DeviceModel) -> None:
+    """Two rows of five vary by a third of a device's variance, the others by a half; the mean is the same."""
+    crossbars = replace(_crossbars(device), copies={"w": Copies(2, 2, 5)}, rows={"w": (1, 2)})
+    w = {"w": torch.full((40_000, 3, 5), -0.7).index_fill(0, torch.tensor(0), 1.0).requires_grad_()}
+    chip = crossbars.draw(w, torch.Generator().manual_seed(1))["w"]
+    held = chip.detach()[1:].reshape(-1, 5)
+    deviation = float(device.std(-0.7, 1.0))
+    for columns, count in ((held[:, :2], 3), (held[:, 2:], 2)):
+        error = deviation / math.sqrt(count)
+        assert columns.mean().item() == pytest.approx(float(device.mean(-0.7, 1.0)), abs=4e-2 * error)
+        assert columns.std().item() == pytest.approx(error, rel=2e-2)
+    chip.sum().backward()
+    assert torch.isfinite(w["w"].grad).all()
 
 
 def test_strength_scales_sigma_and_zero_is_the_ideal_chip() -> None:
