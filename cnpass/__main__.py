@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 from typing import cast
@@ -14,11 +16,13 @@ INTERNAL = 70
 INTERRUPTED = 130
 TERMINATED = 143
 PIPE_CLOSED = 141
+_SOON = 0.01
 
 
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _raise_again
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -75,6 +79,15 @@ def _internal(error: Exception) -> int:
 def _say(text: str, code: int) -> int:
     print(f"cnpass: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201 (the last word)
     return code
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that came where Python drops it: in callbacks, such as those of its import locks."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # Here it would be dropped again.
+        threading.Timer(_SOON, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -99,6 +101,35 @@ def test_interrupted_before_the_first_result(start, digits: Path) -> None:
         assert sorted(digits.parent.rglob("*")) == before
     assert process.returncode in {130, -signal.SIGINT}  # the latter if Python itself was still starting
     assert "Traceback" not in err or process.returncode != 130
+
+
+DROPPED = """
+import time, weakref
+import cnpass.__main__ as command
+
+class Lock:
+    pass
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+def run():
+    lock = Lock()
+    watch = weakref.ref(lock, interrupted)
+    del lock
+    for _ in range(1000):
+        time.sleep(0.01)
+    return 0
+
+command._run = run
+command.main()
+"""
+
+
+def test_interrupted_where_python_drops_it() -> None:
+    """A Ctrl-C in a callback of Python's own, as imports have them, still ends the command."""
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "cnpass: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--format", "json")])
