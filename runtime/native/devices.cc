@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kMaxCopies = int64_t{1} << 16;
 constexpr int64_t kMaxRows = int64_t{1} << 40;  // times copies it is a count still
-constexpr double kWords = 4294967296.0;  // values of a random word
-constexpr float kRounding = 1e-6f;       // two float32 rates may add up to this much more than 1
+constexpr double kWords = 4294967296.0;         // values of a random word
+constexpr float kRounding = 1e-6f;              // two float32 rates may add up to this much more than 1
 
 Draws for_purpose(Draws draws, uint32_t purpose) {
   draws.purpose = purpose;

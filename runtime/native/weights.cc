@@ -150,7 +150,8 @@ std::vector<uint8_t> Weights::more(const Dims& dims) const {
   Dims at(dims.size(), 0);
   for (int64_t row = 0, offset = 0;; row = row + 1 == copies.depth ? 0 : row + 1) {
     if (row < copies.extra) {
-      for (int64_t i = 0; i < sizes[columns]; ++i) chosen[static_cast<size_t>(offset + i * strides[columns])] = 1;
+      for (int64_t i = 0; i < sizes[columns]; ++i)
+        chosen[static_cast<size_t>(offset + i * strides[columns])] = 1;
     }
     size_t axis = sizes.size();
     while (axis-- > 0) {

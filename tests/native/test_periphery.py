@@ -81,6 +81,32 @@ def test_random_convolutions(run_op, random_case, axes, seed, kind):
     assert_agree(y, expected, more, len(periphery.tiles(int(np.prod(w.shape[1:])), copies)))
 
 
+@pytest.mark.parametrize("fed", [(), ("w",)])
+@pytest.mark.parametrize("perm", [[1, 0, 2, 3], [0, 3, 1, 2], [2, 0, 3, 1], [3, 2, 1, 0]])
+def test_rows_with_extra_copies_are_those_of_the_transposed_weight(run_op, perm, fed):
+    """A grouped convolution, whose every group counts its rows from 0; unlike whole copies."""
+    generator = np.random.default_rng(perm)
+    x, effective = floats(generator, 2, 6, 7, 8), floats(generator, 4, 3, 3, 2)
+    stored = np.ascontiguousarray(effective.transpose(np.argsort(perm)))
+    how = {"weight_perm": perm, "group": 2}
+    for copies in (Copies(1, 2, 7), Copies(3, 5, 18)):
+        y = run_op(
+            "AnalogConv",
+            {"x": x, "w": stored, "b": None},
+            chip=3,
+            fed=fed,
+            **NODE,
+            **copies.attributes(),
+            **how,
+        )
+        expected, whole = (
+            analog_conv(x, stored, **WHERE, chip=3, copies=each, **how)
+            for each in (copies, Copies(copies.count))
+        )
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        assert np.abs(y - whole).max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("x", "w", "attributes"),
     [
