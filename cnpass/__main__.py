@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from types import FrameType
 from typing import cast
@@ -16,13 +16,13 @@ INTERNAL = 70
 INTERRUPTED = 130
 TERMINATED = 143
 PIPE_CLOSED = 141
-_SOON = 0.01
+_SOON, _PATIENCE = 0.01, 5.0  # seconds
 
 
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.unraisablehook = _raise_again
+    signal.signal(signal.SIGINT, _Interrupt())
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -81,13 +81,30 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that came where Python drops it: in callbacks, such as those of its import locks."""
-    if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        # Here it would be dropped again.
-        threading.Timer(_SOON, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(unraisable)
+class _Interrupt:
+    """Raises a Ctrl-C, but while modules are imported, as soon as they are.
+
+    Python drops exceptions in the callbacks of its import locks, and some native modules crash if one comes
+    while they are initialised. An import that takes longer than `_PATIENCE` is interrupted all the same.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def __call__(self, _signal: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self.since = now if self.since is None else self.since
+        if _importing(frame) and now < self.since + _PATIENCE:
+            threading.Timer(_SOON, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+            return
+        self.since = None
+        raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -103,22 +103,13 @@ def test_interrupted_before_the_first_result(start, digits: Path) -> None:
     assert "Traceback" not in err or process.returncode != 130
 
 
-DROPPED = """
-import time, weakref
+IMPORTING = """
+import time
 import cnpass.__main__ as command
 
-class Lock:
-    pass
-
-def interrupted(_):
-    raise KeyboardInterrupt
-
 def run():
-    lock = Lock()
-    watch = weakref.ref(lock, interrupted)
-    del lock
-    for _ in range(1000):
-        time.sleep(0.01)
+    import interrupted
+    time.sleep(20)
     return 0
 
 command._run = run
@@ -126,10 +117,17 @@ command.main()
 """
 
 
-def test_interrupted_where_python_drops_it() -> None:
-    """A Ctrl-C in a callback of Python's own, as imports have them, still ends the command."""
-    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "cnpass: interrupted\n")
+@pytest.mark.parametrize(("seconds", "printed"), [(0, "imported\n"), (20, "")])
+def test_interrupted_while_a_module_is_imported(tmp_path: Path, seconds: float, printed: str) -> None:
+    """The import is finished before, if it does not take too long."""
+    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGINT)"]
+    lines += [f"time.sleep({seconds})", "print('imported')"]
+    (tmp_path / "interrupted.py").write_text("\n".join(lines))
+    command = [sys.executable, "-c", IMPORTING]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, printed, "cnpass: interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [("inspect",), ("inspect", "--format", "json")])
