@@ -138,6 +138,12 @@ def _longer(bench: Bench, rung: str) -> int:
     return _retrained(injection=False, epochs=_epochs(best))(bench, rung)
 
 
+def _copies(bench: Bench, rung: str) -> int:
+    """Training on from the main job's result, twice as long as the trainings of single parts."""
+    on = _retrained("best", replicate=True, ramp=(1.0,), epochs=2 * bench.epochs)
+    return on(bench, rung)
+
+
 def _compensated(start: str, *kinds: str) -> Make:
     def make(bench: Bench, rung: str) -> int:
         source, limit = bench.model(start), MAX_OVERHEAD
@@ -147,14 +153,10 @@ def _compensated(start: str, *kinds: str) -> Make:
     return make
 
 
-def _optimized(**options: Any) -> Make:
+def _best(bench: Bench, rung: str) -> int:
     """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
-
-    def make(bench: Bench, rung: str) -> int:
-        given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2, **options}
-        return _epochs(cnpass.optimize(bench.plain, **given))
-
-    return make
+    given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2}
+    return _epochs(cnpass.optimize(bench.plain, **given))
 
 
 def _epochs(record: TrainedRecord) -> int:
@@ -187,8 +189,8 @@ RUNGS = {
     "probes": Rung("compensation alone, probes, untrained", _probes),
     "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe")),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
-    "best": Rung("everything that helps, trained together", _optimized(), grid=True),
-    "best-copies": Rung("the same, with copies from the start", _optimized(replicate=True)),
+    "best": Rung("everything that helps, trained together", _best, grid=True),
+    "best-copies": Rung("the same, trained on with copies", _copies),
     "longer": Rung("plain, trained as long as all of the above rung", _longer),
 }
 """In the order in which they are made: some start from another's model."""
