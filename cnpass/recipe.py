@@ -24,7 +24,7 @@ from pydantic import (
 
 from cnpass.errors import UsageError
 from cnpass.options import Assignments, Duration, Names, Numbers
-from cnpass.training.schedule import LEVELS
+from cnpass.training.schedule import LEVELS, RATE
 
 Layout = Literal["nchw", "nhwc"]
 Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
@@ -215,6 +215,9 @@ class TrainRecipe(DataRecipe):
 class WeightsRecipe(TrainRecipe):
     """What the verbs that train analog weights have in common."""
 
+    rate: FiniteFloat = Field(
+        default=RATE, gt=0, le=1, description="peak learning rate (of Adam, in one cycle) of analog weights"
+    )
     beta: FiniteFloat = Field(default=0.0, ge=0, description="weight of the Lipschitz penalty")
     k: FiniteFloat = Field(
         default=1.0, gt=0, description="Lipschitz bound per layer that the penalty aims at"
@@ -239,8 +242,8 @@ class WeightsRecipe(TrainRecipe):
         default=0,
         ge=0,
         le=10_000,
-        description="short trainings that choose beta, k, clipping, censoring, strength and distillation on "
-        "validation chips; 0 for none",
+        description="short trainings that choose rate, beta, k, clipping, censoring, strength and "
+        "distillation on validation chips; 0 for none",
     )
 
     @field_validator("ramp")

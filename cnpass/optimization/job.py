@@ -236,6 +236,7 @@ class Job:
         if isinstance(recipe, WeightsRecipe):
             options = replace(
                 options,
+                rate=recipe.rate,
                 levels=recipe.ramp if recipe.injection else (0.0,),
                 censor=recipe.censor,
                 clip_weights=recipe.clip_weights,

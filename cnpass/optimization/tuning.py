@@ -32,7 +32,7 @@ Options = dict[str, Any]
 
 _FIRST_TPE = 6
 """Trials before the sampler's own, those that are given counted."""
-_BETA, _K = (1e-5, 1e-1), (0.25, 8.0)
+_RATE, _BETA, _K = (3e-4, 1e-2), (1e-5, 1e-1), (0.25, 8.0)
 _CLIP, _CENSOR, _STRENGTH, _DISTILLATION = (1.5, 4.0), (0.5, 2.5), (0.7, 1.3), (0.1, 0.9)
 _DIGITS = 3
 
@@ -128,6 +128,7 @@ class _Study(Generic[W]):
     def _suggest(self, trial: optuna.Trial) -> Options:
         recipe = self.recipe
         options = _options(recipe) | {"beta": 0.0, "clip_weights": None}
+        options["rate"] = _rounded(trial.suggest_float("rate", *_RATE, log=True))
         if trial.suggest_categorical("penalty", [False, True]):
             options["beta"] = _rounded(trial.suggest_float("beta", *_BETA, log=True))
             options["k"] = _rounded(trial.suggest_float("k", *_K, log=True))
@@ -147,6 +148,7 @@ class _Study(Generic[W]):
     def _params(self, options: Options) -> dict[str, Any]:
         """Write options as parameters of the study, as near as its ranges allow."""
         limited = {
+            "rate": (options["rate"], _RATE),
             "beta": (options["beta"], _BETA),
             "k": (options["k"], _K),
             "clip-weights": (options["clip_weights"], _CLIP),
@@ -181,7 +183,7 @@ class _Study(Generic[W]):
         return recipe.model_dump(mode="json", by_alias=True, include=set(_CHOSEN))
 
 
-_CHOSEN = ("beta", "k", "clip_weights", "censor", "ramp", "distillation")
+_CHOSEN = ("rate", "beta", "k", "clip_weights", "censor", "ramp", "distillation")
 
 
 def _options(recipe: WeightsRecipe) -> Options:

@@ -22,7 +22,7 @@ from cnpass.training.augmentation import Augmentation
 from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.objective import Objective
-from cnpass.training.schedule import LEVELS, one_cycle, ramp, seed_of
+from cnpass.training.schedule import LEVELS, RATE, one_cycle, ramp, seed_of
 from cnpass.training.validation import Validator
 
 MAX_RETREATS = 4
@@ -64,7 +64,7 @@ class TrainOptions:
     epochs: int
     batch: int = 128
     draws: int = 1
-    rate: float = 3e-3
+    rate: float = RATE
     levels: tuple[float, ...] = LEVELS
     ramp: float = 0.4
     censor: float | None = None

@@ -11,6 +11,8 @@ DEFAULT_STEPS = 2400
 FEWEST_EPOCHS = 8
 MOST_MACS = 1e13
 """Multiply-accumulates of forward passes that a training does unasked: about twenty minutes on two cores."""
+RATE = 3e-3
+"""Peak learning rate."""
 LEVELS = (0.4, 0.7, 1.0)
 """Strengths of variation that a training climbs, as fractions of the device model's own."""
 

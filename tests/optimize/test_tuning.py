@@ -21,7 +21,8 @@ from cnpass.runtime.devices import DeviceModel, LogNormal
 
 OPTIONS: dict[str, Any] = {"sigma": 1.2, "epochs": 8, "workers": 1}
 DEVICE = LogNormal()
-OWN = {"beta": 0, "k": 1, "clip-weights": None, "censor": None, "distillation": 0, "ramp": [0.4, 0.7, 1.0]}
+OWN = {"rate": 3e-3, "beta": 0, "k": 1, "clip-weights": None, "censor": None, "distillation": 0}
+OWN |= {"ramp": [0.4, 0.7, 1.0]}
 
 
 def _retrain(model: Path, output: Path, **options: Any) -> RetrainRecord:
@@ -111,6 +112,7 @@ def test_the_recipes_own_options_come_first_then_the_penalty_then_everything(
         assert RetrainRecipe.build(None, recipe.model_dump()) == recipe
         assert (recipe.k == 1) or recipe.beta
     assert len({recipe.ramp for recipe in trainings.recipes}) > 8
+    assert len({recipe.rate for recipe in trainings.recipes}) > 8
     assert tuned.record.chosen == 0  # all alike
     assert tuned.recipe == tuned.job.recipe == RetrainRecipe(tune=16)
     optimized = _tune(OptimizeRecipe(tune=2), tmp_path)
@@ -175,7 +177,9 @@ def test_optimize_climbs_with_what_was_chosen(model: Path, tmp_path: Path, monke
     for title, trained, distillation in used:
         if "compensation" in title:
             assert trained.clip_weights is trained.censor is None
+            assert trained.rate == OWN["rate"]
         else:
+            assert trained.rate == chosen["rate"]
             assert trained.clip_weights == chosen["clip-weights"]
             assert trained.censor == chosen["censor"]
             assert list(trained.levels) in (chosen["ramp"], chosen["ramp"][-1:])
