@@ -1,6 +1,7 @@
 """The op contract, device models, references, function bodies and sessions."""
 
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
+from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import (
     Conductance,
     DeviceModel,
@@ -22,6 +23,7 @@ __all__ = [
     "BITWISE_OPSET",
     "PROGRAM_DOMAIN",
     "Conductance",
+    "Copies",
     "DeviceModel",
     "Gaussian",
     "LogNormal",
