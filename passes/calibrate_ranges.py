@@ -33,7 +33,7 @@ from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import device_from_attributes
 from cnpass.runtime.library import has_library
 from cnpass.runtime.periphery import PERIPHERY, SMALLEST_RANGE
-from cnpass.runtime.reference import conv_columns, conv_partial_sums, program_weight
+from cnpass.runtime.reference import conv_columns, conv_partial_sums, effective_weight
 from cnpass.runtime.session import Session
 from cnpass.weights import Weight, resolve
 
@@ -185,19 +185,16 @@ class _Tap:
     def on_chip(self, chip: int) -> np.ndarray:
         """The weight that the chip holds, as the op computes with it."""
         attributes = self.node.attrs
-        perm = attributes.get(ops.WEIGHT_PERM)
-        values, copies = self.weight.values(self.opset).astype(np.float32), Copies.from_attributes(attributes)
-        held: np.ndarray = program_weight(
-            values,
+        return effective_weight(
+            self.node.op,
+            self.weight.values(self.opset).astype(np.float32),
             device_from_attributes(attributes),
+            attributes.get(ops.WEIGHT_PERM),
+            Copies.from_attributes(attributes),
+            chip=chip,
             seed=attributes.get("seed", 0),
             stream=attributes.get("stream", 0),
-            chip=chip,
-            copies=copies.count,
-            more=copies.more(values.shape, ops.row_axes(self.node.op, perm, values.ndim)),
-            column_axis=ops.column_axis(self.node.op, perm),
         )
-        return held.transpose(perm) if perm else held
 
     def count(self, x: np.ndarray, weight: np.ndarray) -> None:
         """Count what enters the node, and what its tiles add up."""

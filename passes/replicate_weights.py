@@ -158,11 +158,9 @@ class ReplicateWeights(Pass):
 
     def _filled(self, matrix: _Matrix, count: int) -> Copies:
         """So many copies, and one more where rows are left for them."""
-        product, tile_rows, tile_cols = matrix
+        product, tile_rows, _ = matrix
         whole = Copies(count)
-        shared = (
-            product.groups > 1 and 2 * product.rows * count <= tile_rows and 2 * product.cols <= tile_cols
-        )
+        shared = matrix.tiles(count) < product.groups
         if shared or not product.weight.stored_as_root or count >= min(self.max_copies, tile_rows):
             return whole
         # The rows are spread evenly over the tiles that they take, so that these have as many to spare each.

@@ -10,7 +10,7 @@ What the pass that writes the nodes has to keep to:
   and `stream`;
 - `weight_perm`, `copies`, `extra_copies`, `stuck_low`, `stuck_high` and the attributes of the periphery each
   on all nodes of one op type or on none, because a missing one cannot have a default: where one node needs
-  it, the others get the identity, 1 or 0; `extra_copies` goes with `copies`;
+  it, the others get the identity, 1 or 0;
 - `first_sample` on all nodes of one op type of which one has read noise;
 - Conv's attributes as `ops.explicit_conv_attributes` gives them, and the same number of inputs on all nodes
   of one op type. ONNX Runtime and onnx's inliner drop a reference to an attribute that the node does not
@@ -305,14 +305,13 @@ def programmed(
     if device.scaled or STUCK_LOW in parameters:
         parameters[FULL_SCALE] = _full_scale(tracer, weight, parameters, column_axis)
     copies = tracer.attribute(COPIES, np.int64) if COPIES in names else None
-    several = EXTRA_COPIES in names
-    drawn = copies + 1 if copies is not None and several else copies
-    each: Value = device.assemble(weight, _TracedDraws(tracer, weight, drawn), tracer, parameters)
-    held = [each]
-    if copies is not None and several:
-        held = [_mean(tracer, _first(tracer, each, count), count) for count in (copies, copies + 1)]
-    elif copies is not None:
-        held = [_mean(tracer, each, copies)]
+    if EXTRA_COPIES in names:
+        fewer = tracer.constant(1, np.int64) if copies is None else copies
+        copies = fewer + 1
+    each: Value = device.assemble(weight, _TracedDraws(tracer, weight, copies), tracer, parameters)
+    held = [each] if copies is None else [_mean(tracer, each, copies)]
+    if EXTRA_COPIES in names:
+        held.insert(0, _mean(tracer, _first(tracer, each, fewer), fewer))
     chip, ideal = tracer.input("chip", np.int64), tracer.constant(IDEAL_CHIP, np.int64)
     is_ideal = tracer.op("Equal", chip, ideal, dtype=np.bool_)
     return [tracer.where(is_ideal, weight, value) for value in held]

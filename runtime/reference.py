@@ -93,6 +93,45 @@ def program_weight(
     return total / counts
 
 
+def effective_weight(
+    op_type: str,
+    w: np.ndarray,
+    device: DeviceModel | None,
+    weight_perm: Sequence[int] | None,
+    copies: Copies,
+    *,
+    chip: int,
+    seed: int,
+    stream: int,
+) -> np.ndarray:
+    """The weight of a chip as an analog op computes with it.
+
+    Args:
+        op_type: AnalogConv or AnalogMatMul.
+        w: float32, stored weight.
+        device: see `program_weight`, as are `chip`, `seed` and `stream`.
+        weight_perm: permutation of the programmed weight's axes; None keeps them.
+        copies: devices per weight.
+        chip: number of the chip.
+        seed: names the family of chips.
+        stream: names the weight.
+
+    Returns:
+        float32, transposed by `weight_perm`.
+    """
+    held: np.ndarray = program_weight(
+        w,
+        device,
+        seed=seed,
+        stream=stream,
+        chip=chip,
+        copies=copies.count,
+        more=copies.more(w.shape, row_axes(op_type, weight_perm, w.ndim)),
+        column_axis=column_axis(op_type, weight_perm),
+    )
+    return held if weight_perm is None else held.transpose(tuple(weight_perm))
+
+
 def analog_matmul(
     x: np.ndarray,
     w: np.ndarray,
@@ -126,17 +165,8 @@ def analog_matmul(
     Raises:
         ModelError: the periphery lacks a range, or `first_sample` is out of range.
     """
-    programmed = program_weight(
-        w,
-        device,
-        seed=seed,
-        stream=stream,
-        chip=chip,
-        copies=copies.count,
-        more=copies.more(w.shape, row_axes(ANALOG_MATMUL, weight_perm, w.ndim)),
-        column_axis=column_axis(ANALOG_MATMUL, weight_perm),
-    )
-    effective = _permuted(programmed, weight_perm).astype(np.float64)
+    where = {"chip": chip, "seed": seed, "stream": stream}
+    effective = effective_weight(ANALOG_MATMUL, w, device, weight_perm, copies, **where).astype(np.float64)
     rows = periphery.sample_rows if x.ndim > 1 else 1
     if x.ndim > 1 and x.shape[0] % rows:
         raise ModelError(f"sample_rows is {rows}, which does not divide the {x.shape[0]} entries of X")
@@ -144,8 +174,7 @@ def analog_matmul(
     vectors = math.prod(x.shape[:-1]) // max(1, samples)
     columns = _converted(x, periphery).reshape(samples, vectors, x.shape[-1])
     sums = (columns[..., tile] @ effective[tile] for tile in periphery.tiles(len(effective), copies))
-    where = {"chip": chip, "seed": seed, "stream": stream, "first_sample": first_sample}
-    y = read_out(sums, periphery, **where)
+    y = read_out(sums, periphery, first_sample=first_sample, **where)
     return y.astype(np.float32).reshape(*x.shape[:-1], effective.shape[1])
 
 
@@ -187,20 +216,11 @@ def analog_conv(
         ModelError: shapes or attributes do not fit each other, the periphery lacks a range, or
             `first_sample` is out of range.
     """
-    programmed = program_weight(
-        w,
-        device,
-        seed=seed,
-        stream=stream,
-        chip=chip,
-        copies=copies.count,
-        more=copies.more(w.shape, row_axes(ANALOG_CONV, weight_perm, w.ndim)),
-        column_axis=column_axis(ANALOG_CONV, weight_perm),
-    )
-    effective = _permuted(programmed, weight_perm)
+    where = {"chip": chip, "seed": seed, "stream": stream}
+    effective = effective_weight(ANALOG_CONV, w, device, weight_perm, copies, **where)
     columns, size = conv_columns(_converted(x, periphery), effective.shape, attributes)
-    where = {"chip": chip, "seed": seed, "stream": stream, "first_sample": first_sample}
-    y = read_out(conv_partial_sums(columns, effective, periphery, copies), periphery, **where)
+    sums = conv_partial_sums(columns, effective, periphery, copies)
+    y = read_out(sums, periphery, first_sample=first_sample, **where)
     y = y.reshape(len(x), len(effective), *size)
     if b is not None:
         y += b.reshape(-1, *[1] * (y.ndim - 2))
@@ -215,10 +235,6 @@ def reference_ops() -> list[type[OpRun]]:
     from cnpass.runtime.evaluator import AnalogConv, AnalogMatMul
 
     return [AnalogConv, AnalogMatMul]
-
-
-def _permuted(weight: np.ndarray, perm: Sequence[int] | None) -> np.ndarray:
-    return weight if perm is None else weight.transpose(tuple(perm))
 
 
 def _converted(x: np.ndarray, periphery: Periphery) -> np.ndarray:

@@ -57,7 +57,7 @@ class Job:
         streams: random stream by key of every weight on a crossbar.
         columns: axis of crossbar columns by key.
         copies: devices per weight by key.
-        axes: those of a weight that make up crossbar rows, by key.
+        row_axes: axes that make up crossbar rows, by key of weights whose rows differ in devices.
         seed: seed of the chips.
         chips: numbers of the chips, from the first to before the second.
         torch_device: where the network runs.
@@ -77,7 +77,7 @@ class Job:
     streams: dict[str, int]
     columns: dict[str, int]
     copies: dict[str, Copies]
-    axes: dict[str, tuple[int, ...]]
+    row_axes: dict[str, tuple[int, ...]]
     seed: int
     chips: tuple[int, int]
     torch_device: str
@@ -111,7 +111,7 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         self._forward = Forward(lift(Document.load(job.network)).to(device), job.rows)
         inputs = tuple(from_array(np.load(path)).to(device) for path in job.inputs)
         programming = make_device(job.device, **job.params)
-        crossbars = Crossbars(programming, job.streams, job.columns, job.copies, job.axes)
+        crossbars = Crossbars(programming, job.streams, job.columns, job.copies, job.row_axes)
         expected = np.load(job.expected)
         chips = range(*job.chips)
         self._validator = Validator(Samples(inputs), expected, job.metric, crossbars, job.seed, chips)
@@ -201,7 +201,7 @@ def write_job(
         streams=dict(crossbars.streams),
         columns=dict(crossbars.columns),
         copies=dict(crossbars.copies),
-        axes=dict(crossbars.rows),
+        row_axes=dict(crossbars.row_axes),
         seed=validator.seed,
         chips=(validator.chips.start, validator.chips.stop),
         torch_device=str(validator.samples.inputs[0].device),

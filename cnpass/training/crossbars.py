@@ -63,14 +63,15 @@ class Crossbars:
         columns: Axis of such a weight along which crossbar columns are counted; no entry where that is no
             axis of the weight as it is trained.
         copies: Devices per weight, by key of every weight that has several.
-        rows: Axes of such a weight that make up crossbar rows, slowest first.
+        row_axes: Axes that make up crossbar rows, slowest first, by key of every weight some rows of which
+            have one more.
     """
 
     device: DeviceModel
     streams: Mapping[str, int]
     columns: Mapping[str, int]
     copies: Mapping[str, Copies] = field(default_factory=dict)
-    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    row_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: MappingPlan, device: DeviceModel, weights: Weights) -> Self:
@@ -81,7 +82,7 @@ class Crossbars:
         """
         columns: dict[str, int] = {}
         copies: dict[str, Copies] = {}
-        rows: dict[str, tuple[int, ...]] = {}
+        row_axes: dict[str, tuple[int, ...]] = {}
         for entry in plan.analog:
             node, product = entry.node, entry.product
             if product is None:
@@ -93,14 +94,14 @@ class Crossbars:
                 kind = ops.ANALOG_CONV if node.op in {"Conv", ops.ANALOG_CONV} else ops.ANALOG_MATMUL
                 columns[key] = ops.column_axis(kind, product.perm)
                 if product.copies.extra:
-                    rows[key] = ops.row_axes(kind, product.perm, len(product.weight.shape))
+                    row_axes[key] = ops.row_axes(kind, product.perm, len(product.weight.shape))
             elif product.copies.extra:
                 raise ModelError(
                     f"node {entry.label!r}: weight {key!r} is stored in another layout than its rows have, so"
                     " all of them must have as many copies; run replicate-weights anew"
                 )
         return cls(
-            device, {key: s for key, s in plan.streams.items() if key in weights}, columns, copies, rows
+            device, {key: s for key, s in plan.streams.items() if key in weights}, columns, copies, row_axes
         )
 
     def only(self, keys: Collection[str | None]) -> Self:
@@ -135,7 +136,7 @@ class Crossbars:
             more = self._more(key, weight)
             if more is not None:
                 chosen = torch.as_tensor(more, device=weight.device)
-                total = programmed[:-1].sum(0) + programmed[-1] * chosen
+                total = programmed[:-1].sum(0) + programmed[-1].where(chosen, 0.0)
                 drawn[key] = total / (copies.count + chosen.to(weight.dtype))
             else:
                 drawn[key] = programmed.mean(0) if copies.count > 1 else programmed
@@ -143,7 +144,7 @@ class Crossbars:
 
     def _more(self, key: str, weight: torch.Tensor) -> np.ndarray | None:
         """Which of a weight's elements have one device more; None if none has."""
-        return self.copies.get(key, SINGLE).more(weight.shape, self.rows.get(key, ()))
+        return self.copies.get(key, SINGLE).more(weight.shape, self.row_axes.get(key, ()))
 
     def clip(self, weights: Weights, keys: Collection[str], bound: float) -> None:
         """Clip weights on crossbars, in place, to so many standard deviations of their own tensor.

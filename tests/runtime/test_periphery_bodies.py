@@ -125,6 +125,14 @@ def test_nodes_with_and_without_extra_copies(analog_model, rng, monkeypatch):
     np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_extra_copies_alone_are_on_top_of_one(analog_model, rng, monkeypatch):
+    monkeypatch.setenv(WITHOUT_LIBRARY, "1")
+    x, w = rng.standard_normal((4, 9)).astype(np.float32), rng.standard_normal((9, 5)).astype(np.float32)
+    y = Session(with_bodies(analog_model((w, None, {"extra_copies": [2, 4]})))).run(x, chip=2)[0]
+    expected = analog_matmul(x, w, **CHIP, stream=0, chip=2, copies=Copies(1, 2, 4))
+    np.testing.assert_allclose(y, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_nodes_with_and_without_converters(analog_model, rng, monkeypatch):
     """One body serves both."""
     monkeypatch.setenv(WITHOUT_LIBRARY, "1")

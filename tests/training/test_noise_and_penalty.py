@@ -158,7 +158,7 @@ def test_copies_share_their_variation(device: DeviceModel) -> None:
 @pytest.mark.parametrize("device", COPIED, ids=lambda device: f"{device.name}-{device.stuck_low}")
 def test_some_rows_have_one_copy_more(device: DeviceModel) -> None:
     """Two rows of five vary by a third of a device's variance, the others by a half; the mean is the same."""
-    crossbars = replace(_crossbars(device), copies={"w": Copies(2, 2, 5)}, rows={"w": (1, 2)})
+    crossbars = replace(_crossbars(device), copies={"w": Copies(2, 2, 5)}, row_axes={"w": (1, 2)})
     w = {"w": torch.full((40_000, 3, 5), -0.7).index_fill(0, torch.tensor(0), 1.0).requires_grad_()}
     chip = crossbars.draw(w, torch.Generator().manual_seed(1))["w"]
     held = chip.detach()[1:].reshape(-1, 5)
