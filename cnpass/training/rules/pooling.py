@@ -12,7 +12,6 @@ from cnpass.training.rules.convolution import pad_spatial, same_pads
 from cnpass.training.rules.registry import Kernel, Node, pure, rule
 
 _MAX_POOL = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-_AVG_POOL = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 
 
@@ -52,13 +51,13 @@ class _Window:
         return low, high, tail
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the sum over every window of an already padded ``x``."""
-        if all(d == 1 for d in self.dilations):
-            return _AVG_POOL[self.rank - 1](x, self.kernel, self.strides) * math.prod(self.kernel)
-        ones = x.new_ones(1, 1, *self.kernel)
-        flat = x.reshape(-1, 1, *x.shape[2:])
-        y = _CONV[self.rank - 1](flat, ones, None, self.strides, 0, self.dilations)
-        return y.reshape(*x.shape[:2], *y.shape[2:])
+        """Return the sum over every window of an already padded ``x``.
+
+        By a convolution: torch's own average pooling takes ten times as long on a CPU.
+        """
+        channels = x.shape[1]
+        ones = x.new_ones(channels, 1, *self.kernel)
+        return _CONV[self.rank - 1](x, ones, None, self.strides, 0, self.dilations, channels)
 
 
 @rule("MaxPool")
