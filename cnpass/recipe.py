@@ -270,14 +270,14 @@ class SearchRecipe(TrainRecipe):
         description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
     kinds: Names = Field(
-        default=("gain", "residual", "probe"),
-        description="kinds of compensation to choose from: gain, residual, probe, linear, paper",
+        default=("gain", "residual", "probe", "bypass"),
+        description="kinds of compensation to choose from: bypass, gain, residual, probe, linear, paper",
     )
 
     @field_validator("kinds")
     @classmethod
     def _are_kinds(cls, kinds: Names) -> Names:
-        known = ("gain", "residual", "probe", "linear", "paper")
+        known = ("bypass", "gain", "residual", "probe", "linear", "paper")
         if not kinds or set(kinds) - set(known) or len(set(kinds)) < len(kinds):
             raise ValueError(f"give some of {', '.join(known)}, each once")
         return kinds

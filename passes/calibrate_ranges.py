@@ -6,45 +6,40 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from cnpass import data as datasets
+from cnpass.compensation.activations import Runs
 from cnpass.data.dataset import Array
 from cnpass.document import Document
-from cnpass.evaluation import feeding
 from cnpass.nodes import label
 from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
     PASS_CONFIG,
-    Pass,
     PassError,
     PassPostconditionError,
     PassPreconditionError,
     PassResult,
 )
-from cnpass.recipe import DataRecipe
+from cnpass.passes.samples import SamplesPass
 from cnpass.runtime import ops
 from cnpass.runtime.copies import Copies
 from cnpass.runtime.devices import device_from_attributes
 from cnpass.runtime.library import has_library
 from cnpass.runtime.periphery import PERIPHERY, SMALLEST_RANGE
 from cnpass.runtime.reference import conv_columns, conv_partial_sums, effective_weight
-from cnpass.runtime.session import Session
 from cnpass.weights import Weight, resolve
 
-_BATCH = 16
-"""Samples at a time: the vectors that a convolution multiplies are many times as large as its input."""
 _BITS = 15
 """Low bits of a float32 that counting leaves out: bins are 1/256 wide."""
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
-class CalibrateRanges(Pass):
+class CalibrateRanges(SamplesPass):
     """Set the ranges of converters, and of read noise, to what samples of the data make of them.
 
     The model runs without converters and noise; for every analog node, `input_range` becomes the given
@@ -54,25 +49,12 @@ class CalibrateRanges(Pass):
 
     name: ClassVar[str] = "calibrate-ranges"
 
-    data: str = Field(
-        default="",
-        description="NPZ file, folder of .npy or idx files, or package.module:function "
-        "(default: MODEL's name with .npz, else random inputs)",
-    )
-    part: Literal["train", "val", "test"] = Field(
-        default="train", description="samples to take: train, val or test"
-    )
-    samples: int = Field(default=128, ge=1, description="how many samples to run")
     percentile: float = Field(
         default=99.99, gt=50, le=100, description="share of magnitudes within the range; 100: the largest"
     )
     chips: int = Field(
         default=0, ge=0, le=10**6, description="how many chips (0, 1, ...) to run; 0: the ideal one alone"
     )
-    scale: str = Field(default="1", description="as in `cnpass evaluate`: factor for the samples")
-    mean: str = Field(default="0", description="as in `cnpass evaluate`: subtracted after scaling")
-    std: str = Field(default="1", description="as in `cnpass evaluate`: divides at the end")
-    layout: Literal["", "nchw", "nhwc"] = Field(default="", description="image layout that the model expects")
 
     def requires(self, document: Document) -> None:
         """There is an analog node."""
@@ -81,16 +63,7 @@ class CalibrateRanges(Pass):
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
-        options = {"data": self.data, "layout": self.layout}
-        recipe = DataRecipe.build(
-            None,
-            {"scale": self.scale, "mean": self.mean, "std": self.std}
-            | {name: value for name, value in options.items() if value},
-        )
-        dataset = datasets.prepare(document.proto, document.path, recipe, parts=(self.part,))
-        split = getattr(dataset, self.part).take(slice(self.samples))
-        if not len(split):
-            raise PassError(self.name, f"{dataset.name} has no samples of part {self.part!r}")
+        split, dataset = self.take(document)
         chips = range(self.chips) if self.chips else (ops.IDEAL_CHIP,)
         notes = calibrate(document, split.inputs, percentile=self.percentile, chips=chips)
         done = f"ranges from {len(split)} samples of {dataset.name}"
@@ -128,10 +101,11 @@ def calibrate(
     """
     taps, notes = _taps(document)
     with tempfile.TemporaryDirectory(prefix="cnpass-") as folder:
-        runs = _Runs(document, [tap.node.inputs[0].name for tap in taps], inputs, Path(folder))
+        names = [tap.node.inputs[0].name for tap in taps]
+        runs = Runs(_ideal_periphery(document), names, inputs, Path(folder))
         for chip in chips:
             weights = [tap.on_chip(chip) for tap in taps]
-            for tensors in runs.of_chip(chip):
+            for tensors in runs.tensors(inputs, chip):
                 for tap, weight in zip(taps, weights, strict=True):
                     tap.count(tensors[tap.node.inputs[0].name], weight)
     for tap in taps:
@@ -227,29 +201,13 @@ def _taps(document: Document) -> tuple[list[_Tap], tuple[str, ...]]:
     return taps, tuple(notes)
 
 
-class _Runs:
-    """The model without converters and noise, giving what enters its analog nodes."""
-
-    def __init__(
-        self, document: Document, names: Sequence[str], inputs: Mapping[str, Array], folder: Path
-    ) -> None:
-        twin = document.copy()
-        for node in analog.analog_nodes(twin):
-            for name in PERIPHERY:
-                node.attrs.pop(name, None)
-        analog.drop_bodies(twin)
-        if not has_library():
-            analog.write_bodies(twin)
-        arranged, feed, _ = feeding.arrange(twin, inputs, folder)
-        tensors, known = arranged.tensors(), {tensor.name for tensor in arranged.graph.outputs}
-        wanted = dict.fromkeys(name for name in names if name not in inputs and name not in known)
-        arranged.graph.outputs.extend(tensors[name] for name in wanted)
-        self._session: Session = feeding.open_session(arranged, folder, "calibration")
-        self._feed = feed if feed.padded else feeding.Feed(min(feed.batch, _BATCH))
-        self._inputs = inputs
-
-    def of_chip(self, chip: int) -> Iterator[dict[str, np.ndarray]]:
-        """Tensors by name, one batch of samples after the other."""
-        for _, feeds in self._feed.runs(self._inputs):
-            outputs = self._session.run(feeds, chip=chip)
-            yield {**feeds, **dict(zip(self._session.outputs, outputs, strict=True))}
+def _ideal_periphery(document: Document) -> Document:
+    """Return a copy without converters and noise."""
+    twin = document.copy()
+    for node in analog.analog_nodes(twin):
+        for name in PERIPHERY:
+            node.attrs.pop(name, None)
+    analog.drop_bodies(twin)
+    if not has_library():
+        analog.write_bodies(twin)
+    return twin

@@ -10,6 +10,7 @@ from cnpass.passes.base import Pass
 _PASSES = {
     "fold-batch-norm": ("fold_batch_norm", "FoldBatchNorm"),
     "correct-mean-gain": ("correct_mean_gain", "CorrectMeanGain"),
+    "centre-inputs": ("centre_inputs", "CentreInputs"),
     "insert-compensation": ("insert_compensation", "InsertCompensation"),
     "map-crossbar": ("map_crossbar", "MapCrossbar"),
     "replicate-weights": ("replicate_weights", "ReplicateWeights"),

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cnpass.training.schedule import RATE
+
 MODELS = Path(__file__).resolve().parents[2] / "models"
 FULL_WIDTH = 64
 """Filters of VGG16's first convolution."""
@@ -27,6 +29,7 @@ class Row:
         preprocess: How its 8-bit pixels become the network's input: options of every verb.
         epochs: Epochs that training the plain network takes.
         rung: Epochs of each training that shows one part of the method by itself.
+        rate: Peak learning rate of every training of analog weights.
         told: Whether searches and the main job are told that number, too; else they follow data and model.
         width: Filters of the first convolution of VGG16; None for LeNet-5.
         parts: Images for training, for validation, and for test; None for all.
@@ -38,6 +41,7 @@ class Row:
     preprocess: dict[str, Any]
     epochs: int
     rung: int
+    rate: float = RATE
     told: bool = False
     width: int | None = None
     parts: tuple[int, int, int] | None = None
@@ -129,6 +133,7 @@ _GPU: dict[str, Any] = {
 _CUT: dict[str, Any] = {
     "epochs": 30,
     "rung": 20,
+    "rate": 1e-3,
     "width": 16,
     "parts": (10_000, 1_000, 2_000),
 }

@@ -156,7 +156,7 @@ def main() -> None:
     data = row.cut(arguments.data.resolve(), folder)
     console = Console(Format.TABLE, verbose=False, quiet=False)
     plain, training = row.plain(arguments.row, data, seed, folder, arguments.device)
-    options = row.preprocess, seed, row.rung, row.told
+    options = row.preprocess, seed, row.rung, row.rate, row.told
     bench = Bench(plain, data, *options, folder, training, arguments.device, console)
     names = arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP)
     for name in names:

@@ -41,6 +41,7 @@ class Bench:
         preprocess: How the data become the network's input.
         seed: Seed of training and search.
         epochs: Epochs of each training that shows one part of the method by itself.
+        rate: Peak learning rate of every training of analog weights.
         told: Whether searches and the main job have that length, too, and none of their own.
         folder: Where models and run folders go; what lies there is not made again.
         training: Epochs and seconds that training the plain network took; None for seconds that nobody knows.
@@ -53,6 +54,7 @@ class Bench:
     preprocess: dict[str, Any]
     seed: int
     epochs: int
+    rate: float
     told: bool
     folder: Path
     training: tuple[int, float | None]
@@ -126,7 +128,7 @@ def _widest(bench: Bench, document: Document, kind: Kind) -> Placement:
 
 def _retrained(start: str = "plain", **options: Any) -> Make:
     def make(bench: Bench, rung: str) -> int:
-        given = {"epochs": bench.epochs, **bench.options(rung), **options}
+        given = {"epochs": bench.epochs, "rate": bench.rate, **bench.options(rung), **options}
         return _epochs(cnpass.retrain(bench.model(start), **given))
 
     return make
@@ -155,7 +157,8 @@ def _compensated(start: str, *kinds: str) -> Make:
 
 def _best(bench: Bench, rung: str) -> int:
     """The main job; of test chips it takes two, for it needs figures, and no choice depends on them."""
-    given = {**bench.options(rung), **bench.lengths, "max_overhead": MAX_OVERHEAD, "chips": 2}
+    lengths = {**bench.lengths, "rate": bench.rate}
+    given = {**bench.options(rung), **lengths, "max_overhead": MAX_OVERHEAD, "chips": 2}
     return _epochs(cnpass.optimize(bench.plain, **given))
 
 
@@ -187,7 +190,7 @@ RUNGS = {
     "closed-form": Rung("compensation alone, closed form", _closed_form),
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
     "probes": Rung("compensation alone, probes, untrained", _probes),
-    "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe")),
+    "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe", "bypass")),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
     "best": Rung("everything that helps, trained together", _best, grid=True),
     "best-copies": Rung("the same, trained on with copies", _copies),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from cnpass.training.schedule import seed_of
 
 Rows = npt.NDArray[np.generic]
 
+_BATCH = 16
+"""Samples at a time where several tensors are looked at: what is made of them may be many times as large."""
 _POSITIONS = 64
 """Positions per sample that are looked at, on average; neighbours in a map say much the same."""
 
@@ -75,6 +77,37 @@ class Tap:
             return slice(None)
         random = np.random.default_rng(seed_of(self._seed, "positions", run))
         return np.sort(random.choice(rows, wanted, replace=False))
+
+
+class Runs:
+    """A model's own tensors, several at once.
+
+    Args:
+        document: the model; not changed.
+        names: of the tensors; inputs of the model are given, too.
+        probes: some samples [N, ...] by input name, on which it is found out how they can be fed.
+        folder: where the model is saved for its session.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+        DataError: the samples do not fit.
+    """
+
+    def __init__(
+        self, document: Document, names: Iterable[str], probes: Mapping[str, Rows], folder: Path
+    ) -> None:
+        arranged, feed, _ = feeding.arrange(document.copy(), probes, folder)
+        tensors, known = arranged.tensors(), {tensor.name for tensor in arranged.graph.outputs}
+        wanted = dict.fromkeys(name for name in names if name not in probes and name not in known)
+        arranged.graph.outputs.extend(tensors[name] for name in wanted)
+        self._session = feeding.open_session(arranged, folder, "tensors")
+        self._feed = feed if feed.padded else feeding.Feed(min(feed.batch, _BATCH))
+
+    def tensors(self, inputs: Mapping[str, Rows], chip: int = IDEAL_CHIP) -> Iterator[dict[str, Rows]]:
+        """Return tensors by name for some samples, one batch of these after the other."""
+        for _, feeds in self._feed.runs(inputs):
+            outputs = self._session.run(feeds, chip=chip)
+            yield {**feeds, **dict(zip(self._session.outputs, outputs, strict=True))}
 
 
 def _cut(document: Document, tensor: str) -> Document:

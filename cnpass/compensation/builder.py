@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from cnpass.compensation.regression import Float64
 from cnpass.compensation.site import Site
 from cnpass.document import Document
 from cnpass.nodes import Node, node_metadata
@@ -51,6 +53,23 @@ class Part:
     axis: int | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known where compensation is inserted.
+
+    Attributes:
+        directions: Orthonormal columns [inputs, inputs] by label of the node: the directions along which
+            most of what enters it lies, the first most.
+        factor: Mean factor by which chips multiply stored weights.
+    """
+
+    directions: Mapping[str, Float64] = field(default_factory=dict)
+    factor: float = 1.0
+
+
+NOTHING = Known()
+
+
 class Builder:
     """Makes the nodes of one compensation: first of all its generator, then what reads that.
 
@@ -60,16 +79,32 @@ class Builder:
         creator: Name of the pass that writes the nodes.
         seed: Seed of random initial weights.
         analog: Tensor that the compensated node writes from now on.
+        known: What is known of what enters the node, and of the chips.
+
+    Attributes:
+        ahead: Nodes that come before the compensated one.
+        nodes: Nodes that come behind it.
+        entered: Tensor that the compensated node reads instead of its input; None for that.
     """
 
     def __init__(
-        self, document: Document, site: Site, creator: str, *, seed: int, analog: gs.Variable
+        self,
+        document: Document,
+        site: Site,
+        creator: str,
+        *,
+        seed: int,
+        analog: gs.Variable,
+        known: Known = NOTHING,
     ) -> None:
         self.site = site
         self.analog = analog
+        self.known = known
+        self.ahead: list[gs.Node] = []
         self.nodes: list[gs.Node] = []
         self.maps: list[Linear] = []
         self.parts: list[Part] = []
+        self.entered: gs.Variable | None = None
         self._document = document
         self._random = np.random.default_rng(seed)
         self._metadata = {
@@ -106,6 +141,30 @@ class Builder:
         constant = self.constant(name, values)
         self.parts.append(Part(constant, axis))
         return constant
+
+    def first(self, op: str, inputs: list[gs.Tensor], name: str, **attributes: Any) -> gs.Variable:
+        """Add a node before the compensated one; return its output."""
+        output = self.node(op, inputs, name, **attributes)
+        self.ahead.append(self.nodes.pop())
+        return output
+
+    def enter(self, tensor: gs.Variable) -> None:
+        """Have the compensated node read a tensor instead of its input."""
+        self.entered = tensor
+
+    def directions(self, width: int) -> np.ndarray:
+        """Return orthonormal directions [inputs, width] along which most of the input lies, the first most.
+
+        Where nothing is known of it, they are random.
+        """
+        found = self.known.directions.get(self.site.label)
+        if found is None:
+            found = np.linalg.qr(self._random.normal(size=(self.site.inputs, self.site.inputs)))[0]
+        return found[:, :width]
+
+    def average_weight(self) -> np.ndarray:
+        """Return what the compensated node multiplies by on the average chip; see `Site.matrix`."""
+        return self.site.matrix(self._document.opset) * self.known.factor
 
     def analog_weight(self) -> np.ndarray:
         """Return the values of the compensated node's weight, as the node reads them."""

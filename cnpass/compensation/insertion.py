@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from cnpass.compensation.builder import Builder, Linear, Part
+from cnpass.compensation.builder import NOTHING, Builder, Known, Linear, Part
 from cnpass.compensation.kinds import KINDS, Kind
 from cnpass.compensation.site import Site
 from cnpass.document import Document
@@ -29,6 +29,7 @@ class Insertion:
         last: The one whose output is the compensated one.
         maps: Linear maps: the one that makes the filters, and those that read them.
         parts: Everything stored.
+        entered: What the node reads instead of the site's x; None for x.
     """
 
     site: Site
@@ -39,6 +40,13 @@ class Insertion:
     last: gs.Node
     maps: tuple[Linear, ...]
     parts: tuple[Part, ...]
+    entered: gs.Variable | None
+
+    @property
+    def passed_by(self) -> dict[str, str]:
+        """Tensors that stand for others, by the names of these, where the compensation is passed by."""
+        names = {self.last.outputs[0].name: self.analog.name}
+        return names if self.entered is None else names | {self.entered.name: self.site.x.name}
 
     @property
     def generator(self) -> Linear:
@@ -85,7 +93,16 @@ def width_of(ratio: float, site: Site, kind: Kind) -> int:
     return min(width, KINDS[kind].widest(site) or width)
 
 
-def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: str, seed: int) -> Insertion:
+def insert(
+    document: Document,
+    site: Site,
+    kind: Kind,
+    width: int,
+    *,
+    creator: str,
+    seed: int,
+    known: Known = NOTHING,
+) -> Insertion:
     """Insert a compensation that changes no output yet, behind others of the same site if there are any.
 
     What wrote the site's output writes `<name>.analog` instead; the compensation writes the old name, so that
@@ -98,16 +115,19 @@ def insert(document: Document, site: Site, kind: Kind, width: int, *, creator: s
         width: Filters of its generator.
         creator: Name of the pass that asks, for the nodes' metadata.
         seed: Seed of the generator's initial weights.
+        known: What is known of what enters the node, and of the chips.
     """
     y, maker = site.y, site.y.inputs[0]
     analog = gs.Variable(document.fresh(f"{y.name}.analog"), dtype=y.dtype, shape=y.shape)
     maker.outputs[0] = analog
     if label(site.node) != site.label:  # it was called by its output
         node_metadata(site.node)[ops.META_NAME] = site.label
-    builder = Builder(document, site, creator, seed=seed, analog=analog)
+    builder = Builder(document, site, creator, seed=seed, analog=analog, known=known)
     (last,) = KINDS[kind].build(builder, width).inputs
     last.outputs[0] = y  # it writes the old name instead
+    if builder.entered is not None:
+        site.node.inputs[0] = builder.entered
     place = next(i for i, node in enumerate(document.graph.nodes) if node is maker)
-    document.graph.nodes[place + 1 : place + 1] = builder.nodes
-    nodes, maps, parts = tuple(builder.nodes), tuple(builder.maps), tuple(builder.parts)
-    return Insertion(site, kind, width, analog, nodes, last, maps, parts)
+    document.graph.nodes[place : place + 1] = [*builder.ahead, maker, *builder.nodes]
+    nodes, maps, parts = (*builder.ahead, *builder.nodes), tuple(builder.maps), tuple(builder.parts)
+    return Insertion(site, kind, width, analog, nodes, last, maps, parts, builder.entered)

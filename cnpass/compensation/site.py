@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
@@ -56,6 +57,25 @@ class Site:
     def auto_padded(self) -> bool:
         """Whether a convolution's padding depends on the size of its input and on its strides."""
         return self.node.attrs.get("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}
+
+    @property
+    def plain(self) -> bool:
+        """Whether all of y is made of all of x by one weight: no groups, no weight per sample."""
+        shape = self.weight.shape
+        return shape[1] == self.inputs if self.is_conv else len(shape) == 2
+
+    def matrix(self, opset: int) -> np.ndarray:
+        """Return what x is multiplied by: [C_out, C_in / groups, ...] of a convolution, [K, N] of a product.
+
+        Args:
+            opset: Of the model.
+        """
+        values, attributes = self.weight.values(opset), self.node.attrs
+        if self.is_conv:
+            return values
+        values = values.swapaxes(-1, -2) if attributes.get("transB", 0) else values
+        alpha: float = attributes.get("alpha", 1.0) if self.node.op == "Gemm" else 1.0
+        return values * alpha
 
     @property
     def axis(self) -> int:

@@ -7,19 +7,25 @@ There is no test data here. The stages see the training and the validation part,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from cnpass.compensation.kinds import Kind
-from cnpass.compensation.overhead import cost
+from cnpass.compensation import inputs
+from cnpass.compensation.activations import mapped
+from cnpass.compensation.builder import Known
+from cnpass.compensation.closed_form import FIT_CHIPS_START
+from cnpass.compensation.kinds import KINDS, Kind
+from cnpass.compensation.overhead import cost, overhead
+from cnpass.compensation.site import find_sites
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import ModelError, UsageError
+from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
@@ -47,6 +53,8 @@ CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
 SEARCH_SAMPLES = 600
 """Validation samples that each trial of the placement search looks at, at most."""
+_LOOKED_AT = range(FIT_CHIPS_START, FIT_CHIPS_START + 16)
+"""Chips on which it is seen what enters the nodes."""
 _CHUNK = 512
 _PROBE_STEPS = 4
 _PROBED = 64
@@ -59,6 +67,7 @@ class Job:
 
     Attributes:
         source: The model that came in, with BatchNormalization folded where that is possible.
+        base: What is trained and compensated: the source, or what computes the same with centred inputs.
         train: Training samples.
         val: Validation samples.
         metric: What is measured.
@@ -72,6 +81,7 @@ class Job:
     """
 
     source: Document
+    base: Document
     train: Split
     val: Split
     metric: Metric
@@ -107,11 +117,39 @@ class Job:
         What was computed from the model and the data is kept; of that, only the objective depends on these
         options.
         """
-        job = replace(self, recipe=recipe)
         objective = replace(self.problem.objective, distillation=recipe.distillation)
-        kept = vars(self) | {"problem": replace(self.problem, objective=objective)}
+        return self._changed({"problem": replace(self.problem, objective=objective)}, recipe=recipe)
+
+    def with_base(self, base: Document) -> Job:
+        """Return the same job with another document to train and compensate, of the same analog weights."""
+        return self._changed({}, base=base)
+
+    def _changed(self, computed: Mapping[str, Any], **fields: Any) -> Job:
+        job = replace(self, **fields)
+        kept = {**vars(self), **computed}
         vars(job).update({name: value for name, value in kept.items() if name not in vars(job)})
         return job
+
+    def left(self, document: Document) -> float:
+        """Return the overhead that is still allowed on top of a variant's own."""
+        spent = overhead(document)
+        return self.max_overhead - max(spent.params, spent.macs or 0.0)
+
+    def known(self, document: Document) -> Known:
+        """Return what compensation of a variant profits from knowing, as it runs on chips."""
+        factor = float(self.device.mean(np.ones(1))[0])
+        if "bypass" not in self.kinds:
+            return Known(factor=factor)
+        sites, _ = find_sites(document, plan(document), behind=True)
+        sites = {label: site for label, site in sites.items() if KINDS["bypass"].unsuited(site) is None}
+        samples = self.train.take(slice(inputs.SAMPLES)).inputs
+        try:
+            found = inputs.moments(
+                mapped(document, self.device, self.recipe.seed), sites, samples, chips=_LOOKED_AT
+            )
+        except DataError:  # what overflows on a chip has no directions worth knowing
+            return Known(factor=factor)
+        return Known({label: inputs.directions(moments) for label, moments in found.items()}, factor)
 
     @cached_property
     def untrainable(self) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from cnpass.compensation.kinds import UNTRAINED
 from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
 from cnpass.evaluation import MonteCarlo
@@ -113,16 +114,16 @@ class _Optimization:
             return None
         with setting.chips(setting.dataset.val, "val") as val:
             ladder = setting.ladder(val)
-            self._fit(job, ladder)
+            job = self._fit(job, ladder)
             if job.untrainable is None:
                 self._train(job, ladder)
             else:
                 setting.warn(f"nothing is trained: {job.untrainable}")
             return ladder
 
-    def _fit(self, job: Job, ladder: Ladder) -> None:
-        """The rungs that take seconds and no gradients."""
-        corrected = stages.correct_mean_gain(job)
+    def _fit(self, job: Job, ladder: Ladder) -> Job:
+        """The rungs that take seconds and no gradients; returns what those that are trained go on from."""
+        corrected = stages.correct_mean_gain(job, job.source)
         if corrected is not None:
             ladder.climb("mean-gain correction", corrected)
         if self.recipe.compensation:
@@ -130,9 +131,16 @@ class _Optimization:
             self.setting.heed(fitted)
             if fitted.placement:
                 ladder.climb("closed-form compensation", fitted.document, fitted.placement)
-            probed = stages.insert_probes(job)
-            if probed.placement:
-                ladder.climb("probe compensation, untrained", probed.document, probed.placement)
+            centred = stages.centre_inputs(job)
+            if centred is not None:
+                ladder.climb("centred inputs", centred)
+                if ladder.better(centred, corrected or job.source):
+                    job = job.with_base(centred)
+            for kind in UNTRAINED:
+                inserted = stages.insert_untrained(job, kind)
+                if inserted.placement:
+                    ladder.climb(f"{kind} compensation, untrained", inserted.document, inserted.placement)
+        return job
 
     def _train(self, job: Job, ladder: Ladder) -> None:
         """The rungs that are trained; each goes on from the one before, whether that was kept or not."""
@@ -142,7 +150,7 @@ class _Optimization:
             setting.epochs += tuned.epochs
             job, self.recipe, self.tuned = tuned.job, tuned.recipe, tuned.record
         recipe = self.recipe
-        base, beta, hardened = job.source, 0.0, False
+        base, beta, hardened = job.base, 0.0, False
         if recipe.retrain:
             base, beta, hardened = self._retrain(job, ladder, effort.retrain)
         placed = stages.place(job, base, effort).placed if recipe.compensation else stages.Placed(base, ())
@@ -168,7 +176,7 @@ class _Optimization:
         Returns:
             The document, the weight of its penalty, and whether training made it better at all.
         """
-        base, beta, hardened = job.source, 0.0, False
+        base, beta, hardened = job.base, 0.0, False
         for tried in dict.fromkeys((0.0, self.recipe.beta)):
             document, result = stages.retrain(job, epochs, tried)
             self.setting.heed(result)

@@ -59,7 +59,7 @@ def search(
 def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
     with setting.chips(setting.dataset.val, "val") as val:
         job, effort, ladder = setting.begin(val)
-        searched = stages.place(job, job.source, effort)
+        searched = stages.place(job, job.base, effort)
         placed = searched.placed
         setting.heed(placed)
         if placed.placement:

@@ -144,6 +144,7 @@ class Setting(Generic[R]):
         recipe = self.recipe
         return Job(
             source=source,
+            base=source,
             train=self.dataset.train,
             val=self.dataset.val,
             metric=metric,

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
-from cnpass.compensation.overhead import cost, overhead, weight_keys
+from cnpass.compensation.inputs import SAMPLES
+from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import cost, weight_keys
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
@@ -23,6 +25,7 @@ from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.passes.base import PassPreconditionError
+from cnpass.passes.centre_inputs import centre
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.measuring import Measurer, write_job
@@ -60,14 +63,26 @@ class Placed:
     epochs: int = 0
 
 
-def correct_mean_gain(job: Job) -> Document | None:
-    """Divide the source's weights by the device model's mean factor; None where there is none but 1."""
-    document = job.source.copy()
+def correct_mean_gain(job: Job, document: Document) -> Document | None:
+    """Divide a document's weights by the device model's mean factor; None where there is none but 1."""
+    corrected = document.copy()
     try:
-        changed = CorrectMeanGain(device=job.device)(document)
+        changed = CorrectMeanGain(device=job.device)(corrected)
     except PassPreconditionError:
         return None
-    return document if changed.modified else None
+    return corrected if changed.modified else None
+
+
+def centre_inputs(job: Job) -> Document | None:
+    """Lead the mean of what enters analog nodes around the crossbars; None where that is not worth it."""
+    document = job.source.copy()
+    try:
+        done, _ = centre(document, job.train.take(slice(SAMPLES)).inputs)
+    except DataError:
+        return None
+    if not done or job.left(document) < 0:
+        return None
+    return correct_mean_gain(job, document) or document
 
 
 def fit_closed_form(job: Job) -> Placed:
@@ -96,18 +111,18 @@ def fit_closed_form(job: Job) -> Placed:
     return Placed(fitted.document, placement)
 
 
-def insert_probes(job: Job) -> Placed:
-    """Insert probe compensation, untrained, at the source's convolutions, as wide as the overhead allows."""
-    if "probe" not in job.kinds:
-        return Placed(job.source, ())
-    nodes = list(find_sites(job.source, job.plan)[0])
-    placement = widest(job.source, nodes, "probe", limit=job.max_overhead, seed=job.recipe.seed)
-    document, _ = insert_all(job.source, placement, seed=job.recipe.seed)
+def insert_untrained(job: Job, kind: Kind) -> Placed:
+    """Insert compensation of one kind in the base, untrained, as wide as the overhead allows."""
+    if kind not in job.kinds:
+        return Placed(job.base, ())
+    nodes, seed, known = list(find_sites(job.base, plan(job.base))[0]), job.recipe.seed, job.known(job.base)
+    placement = widest(job.base, nodes, kind, limit=job.left(job.base), seed=seed)
+    document, _ = insert_all(job.base, placement, seed=seed, known=known)
     return Placed(document, placement)
 
 
 def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
-    """Train all weights of the source under injected variation.
+    """Train all weights of the base under injected variation.
 
     Args:
         job: The job.
@@ -116,14 +131,14 @@ def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
     """
     name, title = ("penalty", "retraining with penalty") if beta else ("retrain", "retraining")
     result = train(
-        job.forward(job.source),
+        job.forward(job.base),
         job.problem,
         replace(job.options(epochs), beta=beta),
         path=job.folder / f"{name}.pt",
         progress=job.progress,
         title=title,
     )
-    document = job.source.copy()
+    document = job.base.copy()
     write_back(document, result.weights)
     return document, result
 
@@ -151,7 +166,7 @@ def try_out(job: Job, epochs: int, beta: float, *, name: str, title: str) -> Tri
         name: Name of the checkpoint, which goes when the figures are there.
         title: What this training is called.
     """
-    forward = job.forward(job.source)
+    forward = job.forward(job.base)
     path = job.folder / f"{name}.pt"
     result = train(
         forward,
@@ -215,8 +230,9 @@ def share(job: Job, document: Document, nodes: Sequence[str], effort: Effort) ->
         nodes: Labels of the candidates.
         effort: How long.
     """
-    supernet = Supernet(document, nodes, job.kinds, RATIOS, seed=job.recipe.seed)
-    space = supernet.space(job.max_overhead)
+    known = job.known(document)
+    supernet = Supernet(document, nodes, job.kinds, RATIOS, seed=job.recipe.seed, known=known)
+    space = supernet.space(job.left(document))
     if not space.cheapest():
         return None
     network, rows = job.arranged(supernet.document)
@@ -307,13 +323,11 @@ def extend(job: Job, document: Document, placement: Placement) -> Placed:
     Frozen analog weights hardly profit from it, so the search has no reason to ask for it; weights that are
     trained together with it do, and it costs next to no multiplications.
     """
-    spent = overhead(document)
-    left = job.max_overhead - max(spent.params, spent.macs or 0.0)
     sites, _ = find_sites(document, plan(document))
     nodes = [label for label, site in sites.items() if site.is_conv]
     if not nodes or "gain" not in job.kinds:
         return Placed(document, placement)
-    added = widest(document, nodes, "gain", limit=left, seed=job.recipe.seed)
+    added = widest(document, nodes, "gain", limit=job.left(document), seed=job.recipe.seed)
     extended, _ = insert_all(document, added, seed=job.recipe.seed)
     order = [entry.label for entry in job.plan.analog]
     both = sorted((*placement, *added), key=lambda choice: order.index(choice.node))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.insertion import Insertion, insert, width_of
 from cnpass.compensation.kinds import KINDS, Kind
 from cnpass.compensation.overhead import Cost, cost, is_compensation
@@ -52,6 +53,7 @@ class Supernet:
         ratios: Sequence[float],
         *,
         seed: int,
+        known: Known = NOTHING,
     ) -> None:
         """Insert compensation in a copy of a document.
 
@@ -61,8 +63,9 @@ class Supernet:
             kinds: Kinds of compensation.
             ratios: Widths that a placement may have, as fractions of the output channels.
             seed: Seed of the generators' initial weights.
+            known: What is known of what enters the nodes, and of the chips.
         """
-        self.base, self._seed = base, seed
+        self.base, self._seed, self._known = base, seed, known
         self.nodes, self.kinds, self.ratios = tuple(nodes), tuple(kinds), tuple(ratios)
         sites, _ = find_sites(base, plan(base), behind=True)
         widest = [
@@ -71,7 +74,7 @@ class Supernet:
             for kind in kinds
             if KINDS[kind].unsuited(sites[node]) is None
         ]
-        self.document, self._insertions = insert_all(base, widest, seed=seed)
+        self.document, self._insertions = insert_all(base, widest, seed=seed, known=known)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -85,7 +88,7 @@ class Supernet:
         since every kind's maps grow with the width along one axis.
         """
         narrow = [Choice(node, kind, 0.0) for node, kind in self._insertions]
-        thin, thin_insertions = insert_all(self.base, narrow, seed=self._seed)
+        thin, thin_insertions = insert_all(self.base, narrow, seed=self._seed, known=self._known)
         wide, small = _costs(self.document, self._insertions), _costs(thin, thin_insertions)
         costs = {
             Choice(node, kind, ratio): _between(
@@ -112,7 +115,7 @@ class Supernet:
         passed_by: dict[str, str] = {}
         for place, insertion in self._insertions.items():
             if place not in wanted:
-                passed_by[insertion.last.outputs[0].name] = insertion.analog.name
+                passed_by |= insertion.passed_by
                 continue
             blocks = insertion.blocks(width_of(wanted[place], insertion.site, insertion.kind))
             for key in (part.constant.name for part in insertion.parts if part.axis is not None):
@@ -128,7 +131,7 @@ class Supernet:
             weights: The network's weights by key.
             placement: What to insert.
         """
-        document, insertions = insert_all(self.base, placement, seed=self._seed)
+        document, insertions = insert_all(self.base, placement, seed=self._seed, known=self._known)
         values: dict[str, np.ndarray] = {}
         for place, insertion in insertions.items():
             wide = self._insertions[place]
@@ -147,7 +150,7 @@ def widest(base: Document, nodes: Sequence[str], kind: Kind, *, limit: float, se
 
 
 def insert_all(
-    base: Document, choices: Iterable[Choice], *, seed: int
+    base: Document, choices: Iterable[Choice], *, seed: int, known: Known = NOTHING
 ) -> tuple[Document, dict[tuple[str, Kind], Insertion]]:
     """Insert compensation in a copy of a document, several kinds at one node behind each other.
 
@@ -156,6 +159,7 @@ def insert_all(
             goes before a compensation that the node has already.
         choices: What to insert.
         seed: Seed of the generators' initial weights; every node and kind has its own.
+        known: What is known of what enters the nodes, and of the chips.
 
     Returns:
         The copy, and what was inserted by node and kind.
@@ -172,6 +176,7 @@ def insert_all(
             width_of(choice.ratio, site, choice.kind),
             creator=InsertCompensation.name,
             seed=seed_of(seed, "compensation", choice.node, choice.kind) % 2**31,
+            known=known,
         )
     return document, inserted
 

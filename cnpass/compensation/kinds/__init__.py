@@ -1,6 +1,6 @@
 """Kinds of compensation: each adds nodes behind an analog one and gives the compensated output.
 
-Inserted and not yet trained, none changes an output of the ideal chip; only `probe` changes those of others.
+Inserted and not yet trained, none changes an output of the ideal chip; those of others, `UNTRAINED` do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import onnx_graphsurgeon as gs
 
 from cnpass.compensation.builder import Builder
+from cnpass.compensation.kinds.bypass import bypass, most_directions, without_bypass
 from cnpass.compensation.kinds.gain import gain
 from cnpass.compensation.kinds.linear import linear
 from cnpass.compensation.kinds.paper import paper
@@ -19,7 +20,7 @@ from cnpass.compensation.kinds.probe import most_features, probe, without_probes
 from cnpass.compensation.kinds.residual import residual
 from cnpass.compensation.site import Site
 
-Kind = Literal["residual", "gain", "probe", "linear", "paper"]
+Kind = Literal["bypass", "residual", "gain", "probe", "linear", "paper"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Definition:
 
 
 KINDS: dict[Kind, Definition] = {
+    "bypass": Definition(bypass, without_bypass, most_directions),
     "residual": Definition(residual),
     "gain": Definition(gain),
     "probe": Definition(probe, without_probes, most_features),
@@ -46,9 +48,24 @@ KINDS: dict[Kind, Definition] = {
 }
 
 
+UNTRAINED: tuple[Kind, ...] = ("probe", "bypass")
+"""Kinds that help before they are trained."""
+
+
 def kind_names() -> list[str]:
     """Return the names of all kinds."""
     return list(get_args(Kind))
 
 
-__all__ = ["KINDS", "Kind", "gain", "kind_names", "linear", "paper", "probe", "residual"]
+__all__ = [
+    "KINDS",
+    "UNTRAINED",
+    "Kind",
+    "bypass",
+    "gain",
+    "kind_names",
+    "linear",
+    "paper",
+    "probe",
+    "residual",
+]

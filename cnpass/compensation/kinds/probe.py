@@ -104,7 +104,7 @@ def _reference(builder: Builder, strides: list[int]) -> gs.Variable:
         attributes |= {"auto_pad": "NOTSET", "pads": _same_pads(node, kernel)}
     own = node.attrs.get("strides") or [1] * len(strides)
     attributes["strides"] = [stride * step for stride, step in zip(own, strides, strict=True)]
-    inputs: list[gs.Tensor] = [node.inputs[0], builder.weight("reference.weight", builder.analog_weight())]
+    inputs: list[gs.Tensor] = [builder.site.x, builder.weight("reference.weight", builder.analog_weight())]
     if len(node.inputs) > 2:  # data, weight, bias
         bias = constant_array(node.inputs[2])
         inputs.append(node.inputs[2] if bias is None else builder.weight("reference.bias", bias))
