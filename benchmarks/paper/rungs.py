@@ -9,11 +9,14 @@ from typing import Any
 
 import cnpass
 from cnpass import data as datasets
+from cnpass.compensation import inputs
 from cnpass.compensation.closed_form import fit
 from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import overhead
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
+from cnpass.passes.centre_inputs import centre
 from cnpass.passes.pipeline import Pipeline
 from cnpass.placement.sharing import insert_all, widest
 from cnpass.placement.space import Placement
@@ -25,6 +28,7 @@ from cnpass.runtime.devices import make_device
 SIGMA = 0.5
 BETA = 1e-3
 MAX_OVERHEAD = 0.05
+OUR_KINDS: tuple[Kind, ...] = ("gain", "residual", "probe", "bypass")
 UNLIMITED = 1e9
 """Overhead for rungs that show what could be had, at whatever cost."""
 TEST_SEED = 0
@@ -120,10 +124,43 @@ def _probes(bench: Bench, rung: str) -> int:
     return 0
 
 
-def _widest(bench: Bench, document: Document, kind: Kind) -> Placement:
+def _centring(bench: Bench, rung: str) -> int:
+    _centred(bench).save(bench.model(rung), force=True)
+    return 0
+
+
+def _bypass(bench: Bench, rung: str) -> int:
+    """On centred inputs, as it is in the main job."""
+    document = _centred(bench)
+    device = make_device("lognormal", sigma=SIGMA)
+    known = inputs.look(document, device, _samples(bench, document), seed=bench.seed)
+    spent = overhead(document)
+    limit = MAX_OVERHEAD - max(spent.params, spent.macs or 0.0)
+    bypassed, _ = insert_all(
+        document, _widest(bench, document, "bypass", limit), seed=bench.seed, known=known
+    )
+    bypassed.save(bench.model(rung), force=True)
+    return 0
+
+
+def _centred(bench: Bench) -> Document:
+    document = Document.load(bench.plain)
+    Pipeline.parse("fold-batch-norm").run(document)
+    centre(document, _samples(bench, document))
+    Pipeline.parse(f"correct-mean-gain{{sigma={SIGMA}}}").run(document)
+    return document
+
+
+def _samples(bench: Bench, document: Document) -> dict[str, Any]:
+    recipe = TrainRecipe.build(None, {**bench.preprocess, "data": str(bench.data)})
+    train = datasets.prepare(document.proto, document.path, recipe).train
+    return dict(train.take(slice(inputs.SAMPLES)).inputs)
+
+
+def _widest(bench: Bench, document: Document, kind: Kind, limit: float = MAX_OVERHEAD) -> Placement:
     """Compensation of one kind at as many nodes, and as wide, as the limit allows."""
     nodes = list(find_sites(document, plan(document))[0])
-    return widest(document, nodes, kind, limit=MAX_OVERHEAD, seed=bench.seed)
+    return widest(document, nodes, kind, limit=limit, seed=bench.seed)
 
 
 def _retrained(start: str = "plain", **options: Any) -> Make:
@@ -190,7 +227,9 @@ RUNGS = {
     "closed-form": Rung("compensation alone, closed form", _closed_form),
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
     "probes": Rung("compensation alone, probes, untrained", _probes),
-    "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", "gain", "residual", "probe", "bypass")),
+    "centring": Rung("centred inputs and mean-gain correction, untrained", _centring),
+    "bypass": Rung("the same and bypasses, untrained", _bypass),
+    "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", *OUR_KINDS)),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
     "best": Rung("everything that helps, trained together", _best, grid=True),
     "best-copies": Rung("the same, trained on with copies", _copies),

@@ -8,18 +8,49 @@ from pathlib import Path
 
 import numpy as np
 
-from cnpass.compensation.activations import Rows, Runs
+from cnpass.compensation.activations import Rows, Runs, mapped
+from cnpass.compensation.builder import Known
+from cnpass.compensation.closed_form import FIT_CHIPS_START
+from cnpass.compensation.kinds import KINDS
 from cnpass.compensation.regression import Float64, Moments
-from cnpass.compensation.site import Site
+from cnpass.compensation.site import Site, find_sites
 from cnpass.document import Document
 from cnpass.errors import DataError
+from cnpass.mapping import plan
+from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.ops import IDEAL_CHIP
 from cnpass.training.schedule import seed_of
 
 SAMPLES = 512
 """Samples that are looked at: a mean over them is off by a twentieth of the deviation between samples."""
-_POSITIONS = 64
-"""Positions per sample that are looked at, on average."""
+_CHIPS = range(FIT_CHIPS_START, FIT_CHIPS_START + 16)
+"""Chips that directions are found on."""
+_POSITIONS = 1024
+"""Positions per sample that are looked at, on average, at most."""
+
+
+def look(document: Document, device: DeviceModel, samples: Mapping[str, Rows], *, seed: int = 0) -> Known:
+    """Find out what compensation of a model profits from knowing, on chips.
+
+    What overflows on a chip has no directions worth knowing; then they are left out.
+
+    Args:
+        document: The model, not mapped.
+        device: Device model.
+        samples: Samples [N, ...] by input name.
+        seed: Seed of the chips.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    factor = float(device.mean(np.ones(1))[0])
+    sites, _ = find_sites(document, plan(document), behind=True)
+    sites = {label: site for label, site in sites.items() if KINDS["bypass"].unsuited(site) is None}
+    try:
+        found = moments(mapped(document, device, seed), sites, samples, chips=_CHIPS, seed=seed)
+    except DataError:
+        return Known(factor=factor)
+    return Known({label: directions(gathered) for label, gathered in found.items()}, factor)
 
 
 def moments(

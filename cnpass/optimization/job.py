@@ -17,15 +17,12 @@ import numpy as np
 import torch
 
 from cnpass.compensation import inputs
-from cnpass.compensation.activations import mapped
-from cnpass.compensation.builder import Known
-from cnpass.compensation.closed_form import FIT_CHIPS_START
-from cnpass.compensation.kinds import KINDS, Kind
+from cnpass.compensation.builder import NOTHING, Known
+from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import cost, overhead
-from cnpass.compensation.site import find_sites
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import DataError, ModelError, UsageError
+from cnpass.errors import ModelError, UsageError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
@@ -53,8 +50,6 @@ CHECK_SAMPLES = 1500
 """Validation samples that a training looks at, at most."""
 SEARCH_SAMPLES = 600
 """Validation samples that each trial of the placement search looks at, at most."""
-_LOOKED_AT = range(FIT_CHIPS_START, FIT_CHIPS_START + 16)
-"""Chips on which it is seen what enters the nodes."""
 _CHUNK = 512
 _PROBE_STEPS = 4
 _PROBED = 64
@@ -137,19 +132,10 @@ class Job:
 
     def known(self, document: Document) -> Known:
         """Return what compensation of a variant profits from knowing, as it runs on chips."""
-        factor = float(self.device.mean(np.ones(1))[0])
         if "bypass" not in self.kinds:
-            return Known(factor=factor)
-        sites, _ = find_sites(document, plan(document), behind=True)
-        sites = {label: site for label, site in sites.items() if KINDS["bypass"].unsuited(site) is None}
+            return NOTHING
         samples = self.train.take(slice(inputs.SAMPLES)).inputs
-        try:
-            found = inputs.moments(
-                mapped(document, self.device, self.recipe.seed), sites, samples, chips=_LOOKED_AT
-            )
-        except DataError:  # what overflows on a chip has no directions worth knowing
-            return Known(factor=factor)
-        return Known({label: inputs.directions(moments) for label, moments in found.items()}, factor)
+        return inputs.look(document, self.device, samples, seed=self.recipe.seed)
 
     @cached_property
     def untrainable(self) -> str | None:

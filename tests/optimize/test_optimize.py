@@ -42,19 +42,21 @@ def test_accuracy_under_variation_comes_back(model: Path) -> None:
     assert record.retention.after == pytest.approx(record.after.mean / record.clean)
     assert record.epochs is not None
     assert 32 < record.epochs <= 3 * 32 + 11 + 8, "three trainings, the shared compensation, the chosen one"
-    steps = [rung.step for rung in record.ladder]
-    assert steps[:6] == [
+    steps = {rung.step: rung.point.mean for rung in record.ladder}
+    assert list(steps)[:7] == [
         "no correction",
         "mean-gain correction",
         "closed-form compensation",
-        "probe compensation, untrained",
+        "centred inputs",
+        "bypass compensation, untrained",
         "noise injection",
         "noise injection and Lipschitz penalty",
     ]
-    assert steps[6].endswith(" compensation")
-    assert steps[7].startswith("analog weights and ")
-    nothing, _, _, _, injection, *_, together = [rung.point.mean for rung in record.ladder]
-    assert min(injection, together) > nothing + 0.02
+    placed, together = list(steps)[7:]
+    assert placed.endswith(" compensation")
+    assert together.startswith("analog weights and ")
+    assert min(steps["noise injection"], steps[together]) > steps["no correction"] + 0.02
+    assert steps["centred inputs"] > steps["mean-gain correction"]
     assert (record.n.train, record.n.val, record.n.test) == (160, 60, 80)
     output = model.with_name("quadrants.cnpass.onnx")
     assert record.output == str(output)
@@ -103,9 +105,10 @@ def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
         return TrainResult(weights, 1.0, 0.0, 1)
 
     monkeypatch.setattr(stages, "train", ruin)
-    monkeypatch.setattr(stages, "correct_mean_gain", lambda _: None)
+    monkeypatch.setattr(stages, "correct_mean_gain", lambda *_: None)
+    monkeypatch.setattr(stages, "centre_inputs", lambda _: None)
     monkeypatch.setattr(stages, "fit_closed_form", lambda job: stages.Placed(job.source, ()))
-    monkeypatch.setattr(stages, "insert_probes", lambda job: stages.Placed(job.source, ()))
+    monkeypatch.setattr(stages, "insert_untrained", lambda job, _: stages.Placed(job.base, ()))
     record = _optimize(model)
     assert [rung.kept for rung in record.ladder] == [True, False, False, False, False]
     assert record.after == record.before

@@ -142,7 +142,9 @@ def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_grad
         "no correction",
         "mean-gain correction",
         "closed-form compensation",
+        "centred inputs",
         "probe compensation, untrained",
+        "bypass compensation, untrained",
     ]
     first, _, *compensated = record.ladder
     assert all(not rung.kept or rung.point.mean > first.point.mean for rung in compensated)
