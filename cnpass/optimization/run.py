@@ -13,10 +13,12 @@ from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
 from cnpass.evaluation import MonteCarlo
 from cnpass.optimization import stages
+from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.optimization.tuning import tune
+from cnpass.placement import space
 from cnpass.progress import Progress
 from cnpass.recipe import OptimizeRecipe
 from cnpass.records import BeforeAfter, OptimizeRecord, Placement, Point, Tuning, retention
@@ -149,48 +151,43 @@ class _Optimization:
             tuned = tune(job, self.recipe, effort.tuning, setting.folder.journal("tuning"))
             setting.epochs += tuned.epochs
             job, self.recipe, self.tuned = tuned.job, tuned.recipe, tuned.record
-        recipe = self.recipe
-        base, beta, hardened = job.base, 0.0, False
-        if recipe.retrain:
-            base, beta, hardened = self._retrain(job, ladder, effort.retrain)
-        placed = stages.place(job, base, effort).placed if recipe.compensation else stages.Placed(base, ())
-        setting.heed(placed)
-        if placed.placement:
-            base, result = stages.compensate(job, placed.document, effort)
-            setting.heed(result)
-            ladder.climb(f"{_kinds(placed)} compensation", base, placed.placement)
-        if recipe.retrain:
-            if recipe.compensation:
-                placed = stages.extend(job, base, placed.placement)
-                base = placed.document
-            epochs = setting.last(job, base, effort, ladder.missing)
-            document, result = stages.train_together(job, base, epochs, beta=beta, hardened=hardened)
-            setting.heed(result)
-            kinds = _kinds(placed)
-            step = f"analog weights and {kinds} compensation together" if kinds else "more of the same"
-            ladder.climb(step, document, placed.placement)
+        placed = self._compensate(job, ladder, effort) if self.recipe.compensation else None
+        job = job if placed is None else job.with_base(placed.document)
+        if self.recipe.retrain:
+            self._retrain(job, ladder, effort, () if placed is None else placed.placement)
 
-    def _retrain(self, job: Job, ladder: Ladder, epochs: int) -> tuple[Document, float, bool]:
-        """Retrain without the penalty, then with it; the better one is what all that follows goes on from.
+    def _compensate(self, job: Job, ladder: Ladder, effort: Effort) -> stages.Placed:
+        """Place compensation and train it; returns what all weights are trained with."""
+        placed = stages.place(job, job.base, effort).placed
+        self.setting.heed(placed)
+        if not placed.placement:
+            return placed
+        document, result = stages.compensate(job, placed.document, effort)
+        self.setting.heed(result)
+        ladder.climb(f"{_kinds(placed.placement)} compensation", document, placed.placement)
+        return stages.extend(job, document, placed.placement) if self.recipe.retrain else placed
 
-        Returns:
-            The document, the weight of its penalty, and whether training made it better at all.
-        """
+    def _retrain(self, job: Job, ladder: Ladder, effort: Effort, placement: space.Placement) -> None:
+        """Train all weights: without the penalty, then with it, and then the better of the two for longer."""
+        setting, recipe = self.setting, self.recipe
         base, beta, hardened = job.base, 0.0, False
-        for tried in dict.fromkeys((0.0, self.recipe.beta)):
-            document, result = stages.retrain(job, epochs, tried)
-            self.setting.heed(result)
-            ladder.climb(_retraining(self.recipe, tried), document)
+        for tried in dict.fromkeys((0.0, recipe.beta)):
+            document, result = stages.retrain(job, effort.retrain, tried)
+            setting.heed(result)
+            ladder.climb(_retraining(recipe, tried, placement), document, placement)
             if ladder.better(document, base):
                 base, beta, hardened = document, tried, True
-        return base, beta, hardened
+        epochs = setting.last(job, base, effort, ladder.missing)
+        document, result = stages.train_on(job, base, epochs, beta=beta, hardened=hardened)
+        setting.heed(result)
+        ladder.climb("the same, trained on", document, placement)
 
 
-def _kinds(placed: stages.Placed) -> str:
-    return " and ".join(dict.fromkeys(choice.kind for choice in placed.placement))
+def _kinds(placement: space.Placement) -> str:
+    return " and ".join(dict.fromkeys(choice.kind for choice in placement))
 
 
-def _retraining(recipe: OptimizeRecipe, beta: float) -> str:
+def _retraining(recipe: OptimizeRecipe, beta: float, placement: space.Placement) -> str:
     """What a retraining is called after what it consists of."""
     injected = "noise injection" if recipe.censor is None else "censored noise injection"
     further = {
@@ -199,4 +196,5 @@ def _retraining(recipe: OptimizeRecipe, beta: float) -> str:
         "distillation": recipe.distillation,
     }
     given = [name for name, value in further.items() if value]
+    given += [f"{_kinds(placement)} compensation"] if placement else []
     return " and ".join([injected if recipe.injection else "plain retraining", *given])

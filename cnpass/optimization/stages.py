@@ -334,17 +334,17 @@ def extend(job: Job, document: Document, placement: Placement) -> Placed:
     return Placed(extended, tuple(both))
 
 
-def train_together(
+def train_on(
     job: Job, document: Document, epochs: int, *, beta: float, hardened: bool
 ) -> tuple[Document, TrainResult]:
-    """Train analog weights and compensation on together, under variation.
+    """Train all weights on under variation.
 
     Args:
         job: The job.
-        document: The document, with compensation or without.
+        document: The document.
         epochs: Epochs to train.
         beta: Weight of the Lipschitz penalty.
-        hardened: Whether the analog weights were trained under variation before, so that there is no ramp.
+        hardened: Whether they were trained under variation before, so that there is no ramp.
     """
     options = replace(job.options(epochs), beta=beta, seed=seed_of(job.recipe.seed, "together"))
     if hardened:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -43,7 +43,8 @@ ROUND = 4
 POPULATION = 8
 """Placements per generation of NSGA-II: five generations in the default number of trials."""
 _FIRST = 10
-"""Placements before the sampler's own: none, the cheapest everywhere, then random ones within the limit."""
+"""Placements before the sampler's own: none, the cheapest everywhere, each kind alone as wide as the limit
+allows, then random ones within the limit."""
 _ASKED = 4
 """Proposals per placement to measure, at most: a small space has no more than it has."""
 _FIGURES = "figures"
@@ -91,8 +92,8 @@ def search(
     genetic algorithm for two objectives, the figure and the overhead (K. Deb et al., 2002); ``reinforce``, a
     policy that learns (`cnpass.placement.reinforce`); ``random``, placements within the limit at random.
 
-    The first trial is no compensation, the second the cheapest at every node. Every trial has a seed of its
-    own, so a search that was interrupted and resumed proposes what it would have proposed. A placement that
+    The first trial is no compensation, the second the cheapest at every node, and then comes each kind alone,
+    at as many nodes and as wide as the limit allows. Every trial has a seed of its own, so a search that was interrupted and resumed proposes what it would have proposed. A placement that
     comes again is not measured again; a random one follows it, lest the sampler go on in a circle. With one
     objective a placement that is surely worse than the best compensated one is given up.
 
@@ -167,6 +168,8 @@ class _Search:
         self.kind = sampler
         self.two = sampler == "nsga2"
         self.policy: BaseSampler | None = None
+        widest = (replace(space, kinds=(kind,)).widest() for kind in space.kinds)
+        self.given = tuple(dict.fromkeys(((), space.cheapest(), *widest)))
         # Trials are made in memory and stored whole: a kill leaves no half of one, and a database that
         # syncs every parameter would take longer than many an evaluation.
         directions: list[Direction] = ["maximize", "minimize"] if self.two else ["maximize"]
@@ -285,10 +288,8 @@ class _Search:
 
     def _given(self, seed: int) -> Placement | None:
         """Return the placement to try next where that is not for the sampler to say."""
-        if self.asked == 0:
-            return ()
-        if self.asked == 1:
-            return self.space.cheapest()
+        if self.asked < len(self.given):
+            return self.given[self.asked]
         chance = self.asked < _FIRST or self.repeated or self.kind == "random"
         return self.space.sample(seed) if chance else None
 
