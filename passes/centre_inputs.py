@@ -21,7 +21,12 @@ from cnpass.passes.padding import taps
 from cnpass.passes.samples import SamplesPass
 from cnpass.runtime import ops
 from cnpass.shapes import infer
+from cnpass.weights import constant_array
 
+_BIAS = 2
+"""Slot of the bias of Conv and Gemm."""
+_SPACE = 2
+"""First axis of space."""
 _WORTH = 0.01
 """Fraction of the energy of its input from which on a mean is worth taking away."""
 
@@ -32,8 +37,8 @@ class CentreInputs(SamplesPass):
 
     ``W x = W (x - m) + W m``: on the ideal chip nothing changes. A device that varies multiplies its error by
     its input, so that the error falls with the energy of what enters the crossbar; behind a Relu a third or
-    more of that is the mean. Per node it costs one value per channel of the input and of the output, and no
-    multiplication; where a convolution pads with zeros, W m differs along the border, which is kept.
+    more of that is the mean. It costs a value per channel of the input, and no multiplication: W m goes into
+    the bias. Where a convolution pads with zeros, W m differs along the border and is kept for each place.
     """
 
     name: ClassVar[str] = "centre-inputs"
@@ -100,29 +105,51 @@ def _around(document: Document, site: Site, mean: np.ndarray, borders: list[np.n
     centred = gs.Variable(document.fresh(f"{name}.centred"), dtype=dtype)
     before = _node("Sub", [site.x, given], centred)
     site.node.inputs[0] = centred
-    behind: list[gs.Node] = []
     weight = site.matrix(document.opset)
     if site.is_conv:
         offset, positions = _of_convolution(weight, mean, borders)
     else:
         offset, positions = mean @ weight, []
-    constant = document.initializer(f"{name}.offset", offset.astype(dtype))
-    added: gs.Tensor = constant
-    for axis, index in enumerate(positions):
-        if offset.shape[axis + 2] > 1:
-            place = document.initializer(f"{name}.offset.places", index)
-            spread = gs.Variable(document.fresh(f"{name}.offset.spread"), dtype=dtype)
-            behind.append(_node("Gather", [added, place], spread, axis=axis + 2))
-            added = spread
-    y, maker = site.y, site.node
-    product = gs.Variable(document.fresh(f"{name}.product"), dtype=dtype, shape=y.shape)
-    maker.outputs[0] = product
-    behind.append(_node("Add", [product, added], y))
+    nodes, maker = document.graph.nodes, site.node
+    at = next(i for i, node in enumerate(nodes) if node is maker)
     if not maker.name:
         node_metadata(maker)[ops.META_NAME] = site.label  # it was called by its output
-    nodes = document.graph.nodes
-    at = next(i for i, node in enumerate(nodes) if node is maker)
-    nodes[at : at + 1] = [before, maker, *behind]
+    nodes[at : at + 1] = [before, maker, *_add(document, site, offset, positions)]
+
+
+def _add(document: Document, site: Site, offset: np.ndarray, positions: list[np.ndarray]) -> list[gs.Node]:
+    """Add what the mean makes to a node's output: in its bias where that can be, else by nodes behind it.
+
+    Args:
+        document: The site's document.
+        site: The node.
+        offset: [outputs] of a product, [1, outputs, ...] of a convolution.
+        positions: For every axis of space the index of each position in the offset.
+
+    Returns:
+        The nodes to insert behind it.
+    """
+    node, name, dtype = site.node, site.y.name, site.dtype
+    if offset.size == site.outputs and node.op in {"Conv", "Gemm"} and node.attrs.get("beta", 1.0) == 1:
+        bias = constant_array(node.inputs[_BIAS]) if len(node.inputs) > _BIAS else np.zeros(1)
+        if bias is not None and bias.ndim == 1:
+            held = document.initializer(f"{name}.bias", (bias + offset.reshape(-1)).astype(dtype))
+            if len(node.inputs) > _BIAS:
+                node.inputs[_BIAS] = held
+            else:
+                node.inputs.append(held)
+            return []
+    behind: list[gs.Node] = []
+    added: gs.Tensor = document.initializer(f"{name}.offset", offset.astype(dtype))
+    for axis, index in enumerate(positions, start=_SPACE):
+        if offset.shape[axis] > 1:
+            place = document.initializer(f"{name}.offset.places", index)
+            spread = gs.Variable(document.fresh(f"{name}.offset.spread"), dtype=dtype)
+            behind.append(_node("Gather", [added, place], spread, axis=axis))
+            added = spread
+    product = gs.Variable(document.fresh(f"{name}.product"), dtype=dtype, shape=site.y.shape)
+    node.outputs[0] = product
+    return [*behind, _node("Add", [product, added], site.y)]
 
 
 def _of_convolution(

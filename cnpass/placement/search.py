@@ -93,9 +93,10 @@ def search(
     policy that learns (`cnpass.placement.reinforce`); ``random``, placements within the limit at random.
 
     The first trial is no compensation, the second the cheapest at every node, and then comes each kind alone,
-    at as many nodes and as wide as the limit allows. Every trial has a seed of its own, so a search that was interrupted and resumed proposes what it would have proposed. A placement that
-    comes again is not measured again; a random one follows it, lest the sampler go on in a circle. With one
-    objective a placement that is surely worse than the best compensated one is given up.
+    at as many nodes and as wide as the limit allows. Every trial has a seed of its own, so a search that was
+    interrupted and resumed proposes what it would have proposed. A placement that comes again is not measured
+    again; a random one follows it, lest the sampler go on in a circle. With one objective a placement that is
+    surely worse than the best compensated one is given up.
 
     Args:
         space: What to choose from.

@@ -102,6 +102,7 @@ def _check(model: onnx.ModelProto, x: np.ndarray) -> None:
     axes = tuple(axis for axis in range(entering.ndim) if axis != site.axis)
     np.testing.assert_allclose(entering.mean(axes), 0, atol=2e-6)
     assert overhead(Document.from_proto(centred)).macs == 0
+    assert centre(Document.from_proto(centred), {"x": x}) == (0, ()), "what is centred has no mean"
 
 
 @settings(max_examples=60, deadline=None)
