@@ -7,10 +7,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.inspection import inspect
+from cnpass.mapping import plan
 from cnpass.passes import Pipeline
 from cnpass.passes.pipeline import Verifying
+from cnpass.placement.sharing import insert_all
+from cnpass.placement.space import Choice
+from cnpass.runtime.session import Session
 
 FEATURES = 4
 
@@ -98,6 +103,21 @@ def test_same_input_same_bytes(build, network):
         Pipeline.parse("fold-batch-norm,map-crossbar{seed=3}").run(document, [Verifying()])
         written.add(document.to_proto().SerializeToString(deterministic=True))
     assert len(written) == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(networks(), st.booleans())
+def test_what_goes_around_crossbars_keeps_outputs(build, transform, network, mapped):
+    centring = "centre-inputs{samples=9},map-crossbar" if mapped else "centre-inputs{samples=9}"
+    document = transform(build(*network), centring, tolerance=2e-5)
+    if mapped:
+        return
+    sites, _ = find_sites(document, plan(document))
+    before, x = document.to_proto(), np.random.default_rng(5).standard_normal((3, FEATURES))
+    choices = [Choice(label, "bypass", 0.5) for label, site in sites.items() if site.plain]
+    bypassed, _ = insert_all(document, choices, seed=1)
+    outputs = [Session(model).run([x.astype(np.float32)])[0] for model in (before, bypassed.to_proto())]
+    assert np.abs(outputs[0] - outputs[1]).max() <= 2e-5 * (1 + np.abs(outputs[0]).max())
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,10 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
+from cnpass.compensation.kinds import KINDS
+from cnpass.compensation.site import find_sites
 from cnpass.document import Document
+from cnpass.mapping import plan
 from cnpass.passes import Pipeline
 from cnpass.passes.base import PassPreconditionError
+from cnpass.passes.centre_inputs import centre
 from cnpass.passes.pipeline import Verifying
+from cnpass.placement.sharing import insert_all
+from cnpass.placement.space import Choice
 from cnpass.runtime.session import Session
 
 OPEN_DIMENSIONS = {"silero_vad_16k_op15": {"input": [1, 512], "state": [2, 1, 128], "sr": []}}
@@ -54,6 +60,26 @@ def test_every_model(zoo_model, tmp_path):
             assert np.abs(a.astype(np.float64) - b).max(initial=0) <= bound
     Pipeline.parse("lower-analog{mark=false}").run(document, [Verifying()])
     assert document.to_proto().SerializeToString(deterministic=True) == source
+
+
+def test_every_model_with_centred_inputs(zoo_model, tmp_path):
+    path, entry = zoo_model
+    document = Document.load(path)
+    sites, _ = find_sites(document, plan(document))
+    x = feeds(document, entry["name"])
+    if entry["ort_load"] != "ok" or not sites or any(values.ndim == 0 for values in x.values()):
+        return
+    done, _ = centre(document, x)
+    suited = [label for label, site in sites.items() if KINDS["bypass"].unsuited(site) is None]
+    bypassed, _ = insert_all(document, [Choice(label, "bypass", 0.1) for label in suited], seed=0)
+    assert done or suited
+    before = Session(path).run(x)
+    for changed in (document, bypassed):
+        changed.save(tmp_path / "changed.onnx", force=True)
+        for a, b in zip(before, Session(tmp_path / "changed.onnx").run(x), strict=True):
+            if a.dtype.kind == "f":
+                bound = 1e-4 * np.abs(a).max(initial=0) + 1e-6
+                assert np.abs(a.astype(np.float64) - b).max(initial=0) <= bound
 
 
 def test_folding_a_third_party_block(zoo, tmp_path):
