@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pages import filled
 
+from cnpass.compensation.kinds import kind_names
 from cnpass.records import OptimizeRecord, Point
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,10 +93,16 @@ def _point(point: Point) -> str:
     return f"{_percent(point.mean)} ± {_percent(point.std)} [{_percent(low)}, {_percent(high)}]"
 
 
+_TRAININGS = ("noise injection", "censored noise injection", "plain retraining")
+_COMPENSATED = re.compile(rf"( and ({'|'.join(kind_names())}))+ compensation$")
+
+
 def _step(step: str) -> str:
     """The name of a rung, whatever kinds of compensation it has."""
-    if step.startswith("analog weights and"):
+    if step.startswith("analog weights and") or step == "the same, trained on":
         return "together"
+    if step.startswith(_TRAININGS):
+        return _COMPENSATED.sub("", step)
     return "compensation" if step.endswith("compensation") and "closed" not in step else step
 
 
