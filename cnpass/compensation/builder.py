@@ -155,12 +155,10 @@ class Builder:
     def directions(self, width: int) -> np.ndarray:
         """Return orthonormal directions [inputs, width] along which most of the input lies, the first most.
 
-        Where nothing is known of it, they are random.
+        Where nothing is known of it, they are those of its first channels or features.
         """
         found = self.known.directions.get(self.site.label)
-        if found is None:
-            found = np.linalg.qr(self._random.normal(size=(self.site.inputs, self.site.inputs)))[0]
-        return found[:, :width]
+        return np.eye(self.site.inputs, width) if found is None else found[:, :width]
 
     def average_weight(self) -> np.ndarray:
         """Return what the compensated node multiplies by on the average chip; see `Site.matrix`."""

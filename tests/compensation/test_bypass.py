@@ -111,11 +111,15 @@ def test_the_error_of_a_chip_is_that_of_what_is_left(document, images) -> None:
     assert np.all(np.abs(found.mean(axis=0) - mean) < 5 * np.sqrt(expected / chips) + 1e-4)
 
 
-def test_what_nothing_is_known_of_has_random_directions_and_stays_exact(document, images) -> None:
+def test_where_nothing_is_known_the_first_channels_go_around(document, images) -> None:
     before = Session(document.to_proto()).run([images])[0]
     site = _site(document)
-    insert(document, site, "bypass", 2, creator="test", seed=0, known=Known())
-    np.testing.assert_allclose(Session(document.to_proto()).run([images])[0], before, rtol=1e-5, atol=1e-5)
+    insertion = insert(document, site, "bypass", 2, creator="test", seed=0, known=Known())
+    document.graph.outputs.append(insertion.entered)
+    after, left = Session(document.to_proto()).run([images])
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    assert not left[:, :2].any()
+    assert np.array_equal(left[:, 2:], images[:, 2:])
 
 
 def test_what_overflows_on_chips_has_no_directions(document) -> None:
