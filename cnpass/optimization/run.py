@@ -138,8 +138,9 @@ class _Optimization:
                 ladder.climb("centred inputs", centred)
                 if ladder.better(centred, corrected or job.source):
                     job = job.with_base(centred)
+            known = job.known(job.base)
             for kind in UNTRAINED:
-                inserted = stages.insert_untrained(job, kind)
+                inserted = stages.insert_untrained(job, kind, known)
                 if inserted.placement:
                     ladder.climb(f"{kind} compensation, untrained", inserted.document, inserted.placement)
         return job

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from cnpass.compensation.builder import Known
 from cnpass.compensation.closed_form import FIT_CHIPS, FIT_SAMPLES, MAX_FEATURES, fit
 from cnpass.compensation.inputs import SAMPLES
 from cnpass.compensation.kinds import Kind
@@ -111,11 +112,11 @@ def fit_closed_form(job: Job) -> Placed:
     return Placed(fitted.document, placement)
 
 
-def insert_untrained(job: Job, kind: Kind) -> Placed:
+def insert_untrained(job: Job, kind: Kind, known: Known) -> Placed:
     """Insert compensation of one kind in the base, untrained, as wide as the overhead allows."""
     if kind not in job.kinds:
         return Placed(job.base, ())
-    nodes, seed, known = list(find_sites(job.base, plan(job.base))[0]), job.recipe.seed, job.known(job.base)
+    nodes, seed = list(find_sites(job.base, plan(job.base))[0]), job.recipe.seed
     placement = widest(job.base, nodes, kind, limit=job.left(job.base), seed=seed)
     document, _ = insert_all(job.base, placement, seed=seed, known=known)
     return Placed(document, placement)

@@ -109,7 +109,7 @@ def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "correct_mean_gain", lambda *_: None)
     monkeypatch.setattr(stages, "centre_inputs", lambda _: None)
     monkeypatch.setattr(stages, "fit_closed_form", lambda job: stages.Placed(job.source, ()))
-    monkeypatch.setattr(stages, "insert_untrained", lambda job, _: stages.Placed(job.base, ()))
+    monkeypatch.setattr(stages, "insert_untrained", lambda job, *_: stages.Placed(job.base, ()))
     record = _optimize(model)
     assert [rung.kept for rung in record.ladder] == [True, False, False, False, False]
     assert record.after == record.before
