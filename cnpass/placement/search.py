@@ -265,12 +265,22 @@ class _Search:
         trial = self.study.ask()
         self.asked += 1
         if self.two:
+            self._choose_parents(trial, seed)
             trial.relative_params  # noqa: B018 (asked for, it makes a given placement, too, one of the generation)
         trial.suggest_categorical(_FIRST_NODE, list(self.space.nodes))
         for node in self.space.nodes:
             trial.suggest_categorical(_kind(node), list(self.space.kinds))
             trial.suggest_int(_size(node), 0, len(self.space.ratios))
         return trial, self._placement(trial.params)
+
+    def _choose_parents(self, trial: optuna.Trial, seed: int) -> None:
+        """Have the parents of a trial's generation chosen by a sampler that is not asked for anything else.
+
+        Where they have just been chosen, Optuna has them in another order than where it remembers them; a
+        search that was resumed would propose something else.
+        """
+        frozen, sampler = self.study.get_trials(deepcopy=False)[trial.number], self._sampler(seed)
+        sampler.sample_relative(self.study, frozen, sampler.infer_relative_search_space(self.study, frozen))
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -87,12 +88,14 @@ def test_good_placements_are_found_within_the_limit(sampler, seed) -> None:
     assert len(measure.asked) == len(set(measure.asked)) == len(found.figures) == 60
 
 
-def test_the_first_trials_are_nothing_and_the_cheapest_everywhere() -> None:
+def test_the_first_trials_are_nothing_the_cheapest_and_each_kind_alone() -> None:
     for sampler in SAMPLERS:
         measure = _Measure()
         where = space()
         found = search(where, measure, trials=4, seed=0, sampler=sampler)
-        assert measure.asked[:2] == [(), where.cheapest()]
+        alone = [replace(where, kinds=(kind,)).widest() for kind in where.kinds]
+        assert measure.asked == [(), where.cheapest(), *alone]
+        assert [{choice.kind for choice in placement} for placement in alone] == [{"gain"}, {"residual"}]
         assert where.cheapest() == tuple(Choice(node, "gain", 0.1) for node in NODES)
         assert found.nothing == 0.0
 
@@ -154,18 +157,19 @@ def test_a_round_is_proposed_before_any_of_it_is_measured() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("stop", [1, 13])
-def test_an_interrupted_search_goes_on_where_it_stopped(sampler, stop, tmp_path) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_an_interrupted_search_goes_on_where_it_stopped(sampler, stop, seed, tmp_path) -> None:
     whole = _Measure(prunes=True)
-    expected = search(space(), whole, trials=24, seed=2, sampler=sampler)
+    expected = search(space(), whole, trials=24, seed=seed, sampler=sampler)
     first = _Measure(fail_after=stop, prunes=True)
     storage = tmp_path / "study.db"
     with pytest.raises(KeyboardInterrupt):
-        search(space(), first, trials=24, seed=2, sampler=sampler, storage=storage)
+        search(space(), first, trials=24, seed=seed, sampler=sampler, storage=storage)
     rest = _Measure(prunes=True)
-    assert search(space(), rest, trials=24, seed=2, sampler=sampler, storage=storage) == expected
+    assert search(space(), rest, trials=24, seed=seed, sampler=sampler, storage=storage) == expected
     assert first.asked + rest.asked == whole.asked
     again = _Measure()
-    assert search(space(), again, trials=24, seed=2, sampler=sampler, storage=storage) == expected
+    assert search(space(), again, trials=24, seed=seed, sampler=sampler, storage=storage) == expected
     assert not again.asked
 
 
