@@ -17,7 +17,7 @@ from cnpass.passes.base import PASS_CONFIG, Pass, PassPreconditionError, PassRes
 
 @dataclass(frozen=True, config=PASS_CONFIG)
 class InsertCompensation(Pass):
-    """Insert a digital compensation behind one node that will run on a crossbar.
+    """Insert a digital compensation behind, or around, one node that will run on a crossbar.
 
     The node's output is renamed `<name>.analog`; the compensation writes the old name, so that nothing else
     changes. On the ideal chip it changes nothing until it is trained. Run it before `map-crossbar`.

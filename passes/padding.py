@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from cnpass.runtime.ops import explicit_conv_attributes
+from cnpass.runtime.reference import same_pads
+
 
 def taps(
     node: gs.Node, kernel: Sequence[int], before: Sequence[int | None] | None, after: Sequence[int | None]
@@ -23,24 +26,19 @@ def taps(
         One array [positions, taps] of bool per axis, one position standing for all where nothing is padded;
         or why that cannot be told.
     """
-    n = len(kernel)
-    strides = node.attrs.get("strides") or [1] * n
-    dilations = node.attrs.get("dilations") or [1] * n
-    auto_pad = node.attrs.get("auto_pad", "NOTSET")
-    pads = list(node.attrs.get("pads") or [0] * 2 * n) if auto_pad == "NOTSET" else [0] * 2 * n
-    same = auto_pad in {"SAME_UPPER", "SAME_LOWER"}
-    if not same and not any(pads):
+    explicit = explicit_conv_attributes(node.attrs, kernel)
+    strides, dilations = explicit["strides"], explicit["dilations"]
+    if not any(explicit.get("pads", [1])):
         return [np.ones((1, size), bool) for size in kernel]
-    sizes = tuple(before)[2:] if before is not None else (None,) * n
+    sizes = [size for size in (before or ())[2:] if size is not None]
+    counts = [count for count in after if count is not None]
+    if len(sizes) < len(kernel) or len(counts) < len(kernel):
+        return "it pads its input, whose size is not known"
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = explicit.get("pads") or same_pads(sizes, reach, strides, explicit["auto_pad"])
     found = []
-    for axis, (size, positions) in enumerate(zip(sizes, after, strict=True)):
-        if size is None or positions is None:
-            return "it pads its input, whose size is not known"
-        step, reach = strides[axis], (kernel[axis] - 1) * dilations[axis] + 1
-        total = max(0, (positions - 1) * step + reach - size)
-        low = pads[axis] if not same else total // 2 + (total % 2 if auto_pad == "SAME_LOWER" else 0)
-        places = (
-            np.arange(positions)[:, None] * step - low + np.arange(kernel[axis])[None, :] * dilations[axis]
-        )
+    for axis, (size, positions) in enumerate(zip(sizes, counts, strict=True)):
+        first = np.arange(positions)[:, None] * strides[axis] - pads[axis]
+        places = first + np.arange(kernel[axis]) * dilations[axis]
         found.append((places >= 0) & (places < size))
     return found

@@ -290,7 +290,7 @@ def conv_columns(
     if x.ndim != len(shape) or x.shape[1] != shape[1] * group or shape[0] % group:
         raise ModelError(f"weight {shape} in {group} group(s) does not fit input {x.shape}")
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = explicit.get("pads") or _same_pads(x.shape[2:], extent, strides, explicit["auto_pad"])
+    pads = explicit.get("pads") or same_pads(x.shape[2:], extent, strides, explicit["auto_pad"])
     begin, end = pads[: len(kernel)], pads[len(kernel) :]
     padded = np.pad(x, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
     size = [(n - e) // s + 1 for n, e, s in zip(padded.shape[2:], extent, strides, strict=True)]
@@ -306,7 +306,7 @@ def conv_columns(
     return turned.reshape(len(x), group, shape[1] * math.prod(kernel), math.prod(size)), size
 
 
-def _same_pads(
+def same_pads(
     spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int], auto_pad: str
 ) -> list[int]:
     """Pads that give ceil(size / stride) outputs; an odd one goes to the end for SAME_UPPER."""

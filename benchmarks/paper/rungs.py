@@ -12,7 +12,7 @@ from cnpass import data as datasets
 from cnpass.compensation import inputs
 from cnpass.compensation.closed_form import fit
 from cnpass.compensation.kinds import Kind
-from cnpass.compensation.overhead import overhead
+from cnpass.compensation.overhead import left
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
@@ -134,8 +134,7 @@ def _bypass(bench: Bench, rung: str) -> int:
     document = _centred(bench)
     device = make_device("lognormal", sigma=SIGMA)
     known = inputs.look(document, device, _samples(bench, document), seed=bench.seed)
-    spent = overhead(document)
-    limit = MAX_OVERHEAD - max(spent.params, spent.macs or 0.0)
+    limit = left(document, MAX_OVERHEAD)
     bypassed, _ = insert_all(
         document, _widest(bench, document, "bypass", limit), seed=bench.seed, known=known
     )

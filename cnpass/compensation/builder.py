@@ -148,10 +148,6 @@ class Builder:
         self.ahead.append(self.nodes.pop())
         return output
 
-    def enter(self, tensor: gs.Variable) -> None:
-        """Have the compensated node read a tensor instead of its input."""
-        self.entered = tensor
-
     def directions(self, width: int) -> np.ndarray:
         """Return orthonormal directions [inputs, width] along which most of the input lies, the first most.
 

@@ -47,6 +47,12 @@ def overhead(document: Document) -> Overhead:
     return inserted.over(cost(n for n in nodes if not is_compensation(n)))
 
 
+def left(document: Document, limit: float) -> float:
+    """Return what a limit on both fractions leaves beside the compensation that a document has."""
+    spent = overhead(document)
+    return limit - max(spent.params, spent.macs or 0.0)
+
+
 def weight_keys(document: Document) -> set[str]:
     """Return the keys of all weights of compensation nodes."""
     return {key for node in plan(document).nodes if is_compensation(node) for key in node.constants}

@@ -55,10 +55,10 @@ class Effort:
     """Epochs of every training, and how many placements are tried between them.
 
     Attributes:
-        retrain: Epochs of the first training, of the analog weights, and of the same with the penalty.
+        retrain: Epochs of the first training of all weights, and of the same with the penalty.
         shared: Epochs of the compensation that all trials share.
         compensation: Epochs of the one that was chosen.
-        together: Epochs of the last training, of analog weights and compensation, where much is missing.
+        together: Epochs of the last training, where much is missing.
         grows: Whether that is shorter where less is missing.
         trials: Placements to try.
         tuning: Epochs of one trial of ``--tune``.

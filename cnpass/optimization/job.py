@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnpass.compensation import inputs
+from cnpass.compensation import inputs, overhead
 from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.kinds import Kind
-from cnpass.compensation.overhead import cost, overhead
+from cnpass.compensation.overhead import cost
 from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.errors import ModelError, UsageError
@@ -127,8 +127,7 @@ class Job:
 
     def left(self, document: Document) -> float:
         """Return the overhead that is still allowed on top of a variant's own."""
-        spent = overhead(document)
-        return self.max_overhead - max(spent.params, spent.macs or 0.0)
+        return overhead.left(document, self.max_overhead)
 
     def known(self, document: Document) -> Known:
         """Return what compensation of a variant profits from knowing, as it runs on chips."""

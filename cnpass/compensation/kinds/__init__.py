@@ -1,4 +1,4 @@
-"""Kinds of compensation: each adds nodes behind an analog one and gives the compensated output.
+"""Kinds of compensation: each adds nodes around an analog one and gives the compensated output.
 
 Inserted and not yet trained, none changes an output of the ideal chip; those of others, `UNTRAINED` do.
 """

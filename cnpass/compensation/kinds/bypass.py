@@ -57,7 +57,7 @@ def bypass(builder: Builder, width: int) -> gs.Variable:
         common = builder.first("MatMul", [along, decoder], "common")
         reduced = builder.weight("bypass.weight", directions.T @ weight, axis=0)
         bypassed = builder.node("MatMul", [along, reduced], "bypass")
-    builder.enter(builder.first("Sub", [site.x, common], "left"))
+    builder.entered = builder.first("Sub", [site.x, common], "left")
     return builder.node("Add", [builder.analog, bypassed], "compensated")
 
 
