@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, version_converter
+from onnx import GraphProto, ModelProto, version_converter
 
 from cnpass.document import Document
 from cnpass.errors import CnpassError
+from cnpass.nodes import subgraphs
 from cnpass.passes.analog import FUNCTIONS_IR
 from cnpass.passes.base import PassError
 from cnpass.runtime.bodies import BITWISE_OPSET
@@ -37,13 +38,44 @@ def convert(document: Document, step: str) -> str:
                 f"the model cannot be converted from opset {document.opset} to {BITWISE_OPSET}: {reason}"
             )
             raise PassError(step, message) from None
-        converted.ClearField("metadata_props")
-        converted.metadata_props.extend(source.metadata_props)
+        _keep_metadata(source, converted, step)
     converted.ir_version = max(converted.ir_version, FUNCTIONS_IR)
     _prove(document, source, converted, step)
     note = f"converted from opset {document.opset} to {max(document.opset, BITWISE_OPSET)}, outputs compared"
     document.replace(converted)
     return note
+
+
+def _keep_metadata(source: ModelProto, converted: ModelProto, step: str) -> None:
+    """Give a converted model the metadata of the source, which the converter drops: its own and its nodes'.
+
+    Raises:
+        PassError: a node that carries metadata is gone.
+    """
+    converted.ClearField("metadata_props")
+    converted.metadata_props.extend(source.metadata_props)
+    lost = _keep_on_nodes(source.graph, converted.graph)
+    if lost:
+        names = ", ".join(map(repr, lost))
+        raise PassError(
+            step, f"conversion to opset {BITWISE_OPSET} leaves no node {names} to carry its metadata"
+        )
+
+
+def _keep_on_nodes(source: GraphProto, converted: GraphProto) -> list[str]:
+    """Give nodes, and those in their bodies, their metadata back; return those that are gone with theirs."""
+    writers = {name: node for node in converted.node for name in node.output if name}
+    lost = []
+    for node in source.node:
+        found = next((writers[name] for name in node.output if name in writers), None)
+        if found is None:
+            lost += [node.name or "".join(node.output[:1])] if node.metadata_props else []
+            continue
+        found.ClearField("metadata_props")
+        found.metadata_props.extend(node.metadata_props)
+        for body, own in zip(subgraphs(node), subgraphs(found), strict=False):
+            lost += _keep_on_nodes(body, own)
+    return lost
 
 
 def _prove(document: Document, source: ModelProto, converted: ModelProto, step: str) -> None:

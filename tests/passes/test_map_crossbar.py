@@ -293,6 +293,35 @@ def test_portable_always_converts(named_case, opset, monkeypatch, transform):
     np.testing.assert_allclose(run(document.to_proto(), x), run(model, x), rtol=1e-5)
 
 
+@pytest.mark.parametrize("opset", [13, 18])
+def test_conversion_keeps_what_nodes_say_of_themselves(named_case, build, weight, opset):
+    document = Document.from_proto(named_case("conv", opset=opset))
+    steps = "map-crossbar,replicate-weights,lower-analog,insert-compensation{node=c},"
+    Pipeline.parse(steps + "map-crossbar{portable=always}").run(document)
+    (node,) = analog_nodes(document)
+    assert node.attrs["copies"] > 1
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["r"], name)],
+            name,
+            [],
+            [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    for branch in branches.values():
+        branch.node[0].metadata_props.add(key="note", value=branch.name)
+    model = build(
+        [helper.make_node("If", ["flag"], ["y"], "if", **branches)],
+        {"w": weight(4, 4), "flag": np.array(True)},
+        opset=opset,
+    )
+    document = Document.from_proto(model)
+    Pipeline.parse("map-crossbar{portable=always}").run(document)
+    kept = [node_metadata(node).get("note") for node in analog_nodes(document)]
+    assert sorted(kept) == ["else_branch", "then_branch"]
+
+
 def test_portable_always_says_why_it_cannot(build, weight):
     nodes = [
         helper.make_node("Odd", ["x"], ["h"], domain="third.party"),
