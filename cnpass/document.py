@@ -74,11 +74,13 @@ class Document:
         opsets: operator set version by domain, to edit.
         functions: local functions; the list may be edited, the source's functions in it may not.
         overridable: names of initializers that are graph inputs too, to edit.
+        samples: shape of one sample by input name, where data are known; what is counted is counted for them.
     """
 
     def __init__(self, proto: ModelProto, base_dir: str | os.PathLike[str] = "", path: Path | None = None):
         self.path = path
         self.base_dir = Path(base_dir)
+        self.samples: dict[str, tuple[int, ...]] = {}
         self._hash = cache(partial(_hash, proto, self.base_dir, path))
         self._adopt(proto)
 
@@ -122,6 +124,7 @@ class Document:
     def copy(self) -> Document:
         """An independent document in the present state."""
         twin = Document(self.to_proto(), self.base_dir, self.path)
+        twin.samples = dict(self.samples)
         twin._hash = self._hash
         return twin
 
@@ -254,11 +257,27 @@ class Document:
         return free
 
     def initializer(self, name: str, values: np.ndarray) -> gs.Constant:
-        """A new initializer under a free name; below IR version 4 each has to be a graph input, too."""
+        """A new initializer under a free name."""
         constant = gs.Constant(self.fresh(name), values)
+        self.declare(constant)
+        return constant
+
+    def declare(self, constant: gs.Constant) -> None:
+        """Make a new initializer a graph input, too, where it has to be one: below IR version 4."""
         if self.proto.ir_version < OVERRIDABLE_IR:
             self.overridable.append(constant.name)
-        return constant
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """Names of initializers that callers may override; below IR version 4 they cannot."""
+        present = {constant.name for constant in self.constants()}
+        names = self.overridable if self.proto.ir_version >= OVERRIDABLE_IR else ()
+        return tuple(name for name in names if name in present)
+
+    def pin(self, constant: gs.Tensor) -> None:
+        """Let callers no longer override an initializer, since something was made of its present values."""
+        if self.proto.ir_version >= OVERRIDABLE_IR:
+            self.overridable[:] = [name for name in self.overridable if name != constant.name]
 
     @property
     def sha256(self) -> str:
@@ -430,7 +449,13 @@ class Document:
                 tensor.CopyFrom(external.read(tensor, self.base_dir))
         return model
 
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        announce: Callable[[str], object] = lambda _: None,
+    ) -> None:
         """Write the model, whole or not at all.
 
         Weights that are external data in the source go, chunk by chunk, into one file `<path>.data`; those
@@ -439,6 +464,7 @@ class Document:
         Args:
             path: the file to write; never the source.
             force: whether existing files may be replaced.
+            announce: told the SHA-256 of the model file when all is written and about to take its place.
 
         Raises:
             UsageError: the file exists, is the source, or cannot be written.
@@ -460,10 +486,12 @@ class Document:
                 streams = [stack.enter_context(_stage(each, staged)) for each in targets]
                 if len(streams) > 1:
                     external.move(model, self.base_dir, streams[0], targets[0].name)
-                streams[-1].write(_serialize(model))
+                data = _serialize(model)
+                streams[-1].write(data)
                 for stream in streams:
                     stream.flush()
                     os.fsync(stream.fileno())
+            announce(hashlib.sha256(data).hexdigest())
             if len(targets) > 1:
                 target.unlink(missing_ok=True)  # an old model must never be seen beside new data
             for each in targets:

@@ -178,10 +178,17 @@ def weight_perm(node: gs.Node, weight: Weight | None) -> tuple[int, ...]:
     return perm
 
 
+def _is_open(document: Document) -> bool:
+    """Whether an input has open dimensions, beside that of samples, that data fill in."""
+    inputs = [tensor for tensor in document.graph.inputs if tensor.name in document.samples]
+    return any(not isinstance(dim, int) for tensor in inputs for dim in (tensor.shape or ())[1:])
+
+
 class _Planner:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.shapes: Shapes = infer(document)
+        self.counted: Shapes = infer(document, document.samples) if _is_open(document) else self.shapes
         self.functions = [f for f in document.functions if f.domain != ops.DOMAIN]
         self.called = {(f.domain, f.name) for f in self.functions}
         self.resolved: dict[int, Weight | None] = {}
@@ -226,7 +233,7 @@ class _Planner:
         }
         if node.domain == ops.DOMAIN and node.op in (ops.ANALOG_CONV, ops.ANALOG_MATMUL):
             return facts | self.mapped(node)
-        facts["macs"] = None if scope(node) and node.op in work.PRODUCTS else work.macs(node, self.shapes)
+        facts["macs"] = None if scope(node) and node.op in work.PRODUCTS else work.macs(node, self.counted)
         role = metadata.get(ops.META_ROLE)
         if role == ops.ROLE_COMPENSATION:
             return facts | {"reason": "compensation is digital"}
@@ -252,7 +259,7 @@ class _Planner:
         if scope(node):
             reason += "; how often its body runs is not known, so it is not counted"
             return facts | {"reason": reason, "macs": None}
-        size = self.shapes.size(node.outputs[0].name)
+        size = self.counted.size(node.outputs[0].name)
         if size is None:
             reason += "; its output shape is not known, so it is not counted"
             return facts | {"reason": reason, "macs": None}

@@ -162,7 +162,9 @@ class Overhead(Frozen):
     """Inserted digital nodes over the original model, as fractions."""
 
     params: float = Field(ge=0)
-    macs: float | None = Field(description="null where a shape is not known")
+    macs: float | None = Field(
+        description="null if a shape of inserted nodes is not known; an upper bound if another is not"
+    )
 
 
 class Placement(Frozen):

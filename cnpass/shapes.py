@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -56,22 +57,27 @@ class Shapes:
         return ceil(prod(dim for dim in shape if dim is not None) / self.batch)
 
 
-def infer(document: Document) -> Shapes:
+def infer(document: Document, samples: Mapping[str, Sequence[int]] | None = None) -> Shapes:
     """Infer shapes with ONNX's own inference, taking an open leading dimension of an input as 1.
 
     ONNX does not follow the shape arithmetic that exporters leave in models (Shape, Gather, Concat, Reshape),
     so what of it became known is folded, and inference goes on from there. Operators that ONNX does not
     know stop it; what lies behind them then comes from the model's value infos.
+
+    Args:
+        document: The model.
+        samples: Shape of one sample by input name, which fills in other open dimensions; what comes of it
+            holds for such samples alone.
     """
     model = _skeleton(document)
-    ones = {_symbol(value) for value in model.graph.input} - {""}
+    sizes = _sizes(model, samples or {})
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in ones:
-                dim.dim_value = 1
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
-        if dims and dims[0].dim_value <= 0:
+        if dims and dims[0].dim_value <= 0 and not dims[0].dim_param:
             dims[0].dim_value = 1
     ends = [*data_inputs(model), *model.graph.output]
     known: dict[str, Shape] = {}
@@ -94,10 +100,24 @@ def _known(model: ModelProto) -> dict[str, Shape]:
     return known | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
-def _symbol(value: ValueInfoProto) -> str:
-    """The name of an open leading dimension."""
-    dims = value.type.tensor_type.shape.dim
-    return str(dims[0].dim_param) if dims else ""
+def _sizes(model: ModelProto, samples: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Sizes by the names of open dimensions: 1 for what counts samples, and what samples have.
+
+    A name that an input has both leading and elsewhere counts no samples. An open dimension without a name
+    is filled in right away where samples say how large it is.
+    """
+    leading, elsewhere, sizes = set(), set(), {}
+    for value in model.graph.input:
+        dims, sample = value.type.tensor_type.shape.dim, samples.get(value.name, ())
+        leading |= {dim.dim_param for dim in dims[:1]}
+        elsewhere |= {dim.dim_param for dim in dims[1:]}
+        if len(sample) == len(dims) - 1:
+            for dim, size in zip(dims[1:], sample, strict=True):
+                if dim.dim_param:
+                    sizes[str(dim.dim_param)] = int(size)
+                elif dim.dim_value <= 0:
+                    dim.dim_value = int(size)
+    return {str(name): 1 for name in leading - elsewhere - {""}} | sizes
 
 
 def _has_shape(value: ValueInfoProto) -> bool:

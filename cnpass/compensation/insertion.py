@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,14 @@ def insert(
     last.outputs[0] = y  # it writes the old name instead
     if builder.entered is not None:
         site.node.inputs[0] = builder.entered
-    place = next(i for i, node in enumerate(document.graph.nodes) if node is maker)
-    document.graph.nodes[place : place + 1] = [*builder.ahead, maker, *builder.nodes]
+    _insert_at(document, site.node, 0, builder.ahead)
+    _insert_at(document, maker, 1, builder.nodes)
     nodes, maps, parts = (*builder.ahead, *builder.nodes), tuple(builder.maps), tuple(builder.parts)
     return Insertion(site, kind, width, analog, nodes, last, maps, parts, builder.entered)
+
+
+def _insert_at(document: Document, node: gs.Node, offset: int, more: Sequence[gs.Node]) -> None:
+    """Put nodes before one of the main graph (offset 0), or behind it (1)."""
+    nodes = document.graph.nodes
+    place = next(i for i, each in enumerate(nodes) if each is node) + offset
+    nodes[place:place] = more

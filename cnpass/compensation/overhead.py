@@ -40,11 +40,25 @@ def cost(nodes: Iterable[NodePlan]) -> Cost:
     return Cost(params, sum(known) if len(known) == len(nodes) else None)
 
 
+def base_cost(nodes: Iterable[NodePlan]) -> Cost:
+    """Count what the nodes cost that are no compensation, for an overhead over it.
+
+    Where multiply-accumulates are not known they count as none, so that the overhead is rather too large.
+    """
+    own = [node for node in nodes if not is_compensation(node)]
+    return Cost(cost(own).params, sum(node.macs or 0 for node in own))
+
+
 def overhead(document: Document) -> Overhead:
     """Count what compensation nodes cost, over what all others do."""
     nodes = plan(document).nodes
-    inserted = cost(n for n in nodes if is_compensation(n))
-    return inserted.over(cost(n for n in nodes if not is_compensation(n)))
+    return cost(n for n in nodes if is_compensation(n)).over(base_cost(nodes))
+
+
+def uncounted(document: Document) -> str | None:
+    """Return the name of a compensation node whose multiply-accumulates are not known; None if all are."""
+    inserted = (node for node in plan(document).nodes if is_compensation(node))
+    return next((node.label for node in inserted if node.macs is None), None)
 
 
 def left(document: Document, limit: float) -> float:

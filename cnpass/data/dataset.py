@@ -77,6 +77,12 @@ class Dataset:
         """Whether the samples have labels."""
         return any(split.y is not None for split in (self.train, self.val, self.test))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample by input name, of a part that has samples."""
+        part = max((self.train, self.val, self.test), key=len)
+        return {name: array.shape[1:] for name, array in part.inputs.items()}
+
     @cached_property
     def sha256(self) -> str:
         """Hash over the arrays of all parts."""

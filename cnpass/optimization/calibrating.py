@@ -103,6 +103,7 @@ class _Calibration:
         if recipe.correction != _BATCH_NORM:
             FoldBatchNorm()(self.document)
         self.dataset = datasets.prepare(self.document.proto, self.document.path, recipe)
+        self.document.samples = self.dataset.shapes
         self.notes = list(self.dataset.notes)
         for note in self.notes:
             (progress.warn if self.dataset.random else progress.note)(note)

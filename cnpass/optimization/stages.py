@@ -92,7 +92,7 @@ def fit_closed_form(job: Job) -> Placed:
     nodes = [label for label, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
     if not nodes:
         return Placed(job.source, (), ("closed form: no node can be compensated",))
-    placement = widest(job.source, nodes, "linear", limit=job.max_overhead, seed=job.recipe.seed)
+    placement = widest(job.source, nodes, "linear", limit=job.left(job.source), seed=job.recipe.seed)
     if not placement:
         return Placed(job.source, (), ("closed form: no compensation fits the overhead allowed",))
     work = len(placement) * FIT_SAMPLES * max(cost(job.plan.nodes).macs or 1, 1)

@@ -18,7 +18,7 @@ import torch
 from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.insertion import Insertion, insert, width_of
 from cnpass.compensation.kinds import KINDS, Kind
-from cnpass.compensation.overhead import Cost, cost, is_compensation
+from cnpass.compensation.overhead import Cost, base_cost, cost
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
@@ -97,7 +97,7 @@ class Supernet:
             for (node, kind), insertion in self._insertions.items()
             for ratio in self.ratios
         }
-        base = cost(n for n in plan(self.base).nodes if not is_compensation(n))
+        base = base_cost(plan(self.base).nodes)
         return Space(self.nodes, self.kinds, self.ratios, costs, base, limit)
 
     def variant(self, forward: Forward, placement: Placement) -> tuple[Forward, dict[str, torch.Tensor]]:

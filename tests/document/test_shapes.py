@@ -135,3 +135,18 @@ def test_a_shape_given_as_a_matrix_is_read_as_onnx_reads_it(build):
     nodes = [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
     model = build(nodes, {"s": np.array([[2, 3]])}, inputs={"x": [2, 3]})
     assert infer(Document.from_proto(model)).known["y"] == (2, 3)
+
+
+def test_a_size_that_also_leads_an_input_is_not_taken_for_samples(build):
+    node = helper.make_node("Add", ["x", "t"], ["y"])
+    shapes = infer(Document.from_proto(build([node], inputs={"x": ["n", 2, "time"], "t": ["time"]})))
+    assert (shapes.known["x"], shapes.known["t"], shapes.known["y"]) == ((1, 2, None), (None,), (1, 2, None))
+    square = build([helper.make_node("Relu", ["x"], ["y"])], inputs={"x": ["?", 2, "?", "?"]})
+    assert infer(Document.from_proto(square)).known["y"] == (None, 2, None, None)
+
+
+def test_samples_fill_in_open_dimensions(build):
+    node = helper.make_node("Add", ["x", "t"], ["y"])
+    document = Document.from_proto(build([node], inputs={"x": ["n", 2, "time"], "t": ["time"]}))
+    assert infer(document, {"x": (2, 7)}).known["y"] == (1, 2, 7)
+    assert infer(document, {"x": (2, 7, 7)}).known["y"] == (1, 2, None)

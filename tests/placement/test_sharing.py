@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from cnpass.compensation.kinds import kind_names
 from cnpass.compensation.overhead import cost, is_compensation, overhead, weight_keys
 from cnpass.compensation.site import find_sites
+from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.placement.sharing import Supernet, insert_all, train_shared
 from cnpass.placement.space import Choice
@@ -117,10 +119,6 @@ def test_costs_are_those_counted_on_the_graph(document, supernet, scattered) -> 
 
 
 def test_a_model_of_unknown_shape_is_limited_by_parameters_alone(build) -> None:
-    from onnx import helper
-
-    from cnpass.document import Document
-
     weight = np.ones((4, 4, 3, 3), np.float32)
     node = helper.make_node("Conv", ["x", "k"], ["y"], "conv")
     document = Document.from_proto(build([node], {"k": weight}, inputs={"x": ["n", 4, "h", "w"]}))
@@ -130,6 +128,47 @@ def test_a_model_of_unknown_shape_is_limited_by_parameters_alone(build) -> None:
     assert small.params == (8 + 4 + 1 + 4) / 144
     assert wide.params > 0.15
     assert {c.ratio for seed in range(20) for c in space.sample(seed)} == {0.25}
+
+
+def test_samples_say_what_a_model_of_unknown_shape_costs(build) -> None:
+    weight = np.ones((4, 4, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["x", "k"], ["y"], "conv")
+    open_ = Document.from_proto(build([node], {"k": weight}, inputs={"x": ["n", 4, "h", "w"]}))
+    open_.samples = {"x": (4, 8, 9)}
+    fixed = Document.from_proto(build([node], {"k": weight}, inputs={"x": ["n", 4, 8, 9]}))
+    choice = [Choice("conv", "residual", 0.5)]
+    found, expected = (
+        Supernet(document, ["conv"], ["residual"], (0.5,), seed=0).space(limit=1).overhead(choice)
+        for document in (open_, fixed)
+    )
+    assert found == expected
+    assert overhead(insert_all(open_, choice, seed=0)[0]) == expected
+
+
+def test_operators_of_unknown_work_make_the_limit_no_wider(build) -> None:
+    weight = np.ones((4, 4, 3, 3), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["h"], "conv"),
+        helper.make_node("Gelu", ["h"], ["y"], domain="com.microsoft"),
+    ]
+    choice = [Choice("conv", "residual", 0.5)]
+    found = []
+    for count in (1, 2):
+        model = build(nodes[:count], {"k": weight}, inputs={"x": ["n", 4, 8, 8]}, outputs=("hy"[count - 1],))
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        document = Document.from_proto(model)
+        found.append(Supernet(document, ["conv"], ["residual"], (0.5,), seed=0).space(1).overhead(choice))
+    assert found[0].macs is not None
+    assert found[0] == found[1]
+
+
+def test_the_shared_network_is_in_order_whichever_kinds_a_node_has(document, nodes) -> None:
+    for kinds in (kind_names(), kind_names()[::-1]):
+        graph = Supernet(document, nodes, kinds, RATIOS, seed=7).document.to_proto().graph
+        written = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+        for node in graph.node:
+            assert written.issuperset(node.input)
+            written.update(node.output)
 
 
 def test_samples_and_the_cheapest_stay_within_the_limit_and_reach_every_choice(supernet) -> None:
