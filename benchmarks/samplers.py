@@ -88,7 +88,6 @@ def bench(model: Path, flags: Mapping[str, Any], run: Path) -> Iterator[Bench]:
             recipe=recipe,
             folder=folder,
             output=folder.path / "output.onnx",
-            force=True,
             progress=Progress(),
             started=0.0,
         )

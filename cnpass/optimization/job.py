@@ -116,7 +116,7 @@ class Job:
         return self._changed({"problem": replace(self.problem, objective=objective)}, recipe=recipe)
 
     def with_base(self, base: Document) -> Job:
-        """Return the same job with another document to train and compensate, of the same analog weights."""
+        """Return the same job with another document to train and compensate."""
         return self._changed({}, base=base)
 
     def _changed(self, computed: Mapping[str, Any], **fields: Any) -> Job:

@@ -55,10 +55,10 @@ def retrain(
         DataError: The data do not fit, or there are none to train on.
     """
     call = Call(model, data, output, force, run, restart, progress, options)
-    return carry_out(call, build(RetrainRecipe, recipe, call), RetrainRecord, "retrained", _record)
+    return carry_out(call, build(RetrainRecipe, recipe, call), RetrainRecord, "retrained", _result)
 
 
-def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
+def _result(setting: Setting[RetrainRecipe]) -> tuple[Document, RetrainRecord]:
     with setting.chips(setting.dataset.val, "val") as val:
         job, effort, ladder = setting.begin(val)
         recipe, tuned = setting.recipe, None
@@ -70,8 +70,8 @@ def _record(setting: Setting[RetrainRecipe]) -> RetrainRecord:
         document, result = stages.retrain(job, effort.last(ladder.missing), recipe.beta)
         setting.heed(result)
         ladder.climb("retraining", document)
-        return RetrainRecord(
-            **setting.finish(val, ladder),
+        return ladder.document, RetrainRecord(
+            **setting.on_validation(val, ladder),
             history=[Check.model_validate(check) for check in result.history],
             tuned=None if tuned is None else tuned.record,
         )

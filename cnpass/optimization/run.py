@@ -65,7 +65,7 @@ def optimize(
     call = Call(model, data, output, force, run, restart, progress, options)
     chosen = build(OptimizeRecipe, recipe, call)
     trains = chosen.retrain or chosen.compensation
-    return carry_out(call, chosen, OptimizeRecord, "cnpass", _Optimization.record, trains=trains)
+    return carry_out(call, chosen, OptimizeRecord, "cnpass", _Optimization.result, trains=trains)
 
 
 class _Optimization:
@@ -77,8 +77,8 @@ class _Optimization:
         self.tuned: Tuning | None = None
 
     @classmethod
-    def record(cls, setting: Setting[OptimizeRecipe]) -> OptimizeRecord:
-        """Run all stages, write the output, and say what it brought."""
+    def result(cls, setting: Setting[OptimizeRecipe]) -> tuple[Document, OptimizeRecord]:
+        """Run all stages; return the model that came of it, mapped, and what it brought."""
         self = cls(setting)
         with setting.chips(setting.dataset.test, "test") as test:
             before = self._point(test, setting.document, "chips before")
@@ -86,8 +86,7 @@ class _Optimization:
             best = setting.document if ladder is None else ladder.document
             after = self._point(test, best, "chips after")
             mapped = test.prepare(best, setting.device, self.recipe.seed).mapped
-            mapped.save(setting.output, force=setting.force)
-            return OptimizeRecord(
+            return mapped, OptimizeRecord(
                 **setting.common(best, test.notes),
                 metric=test.metric,
                 clean=test.clean,

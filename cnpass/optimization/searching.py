@@ -53,10 +53,10 @@ def search(
         DataError: The data do not fit, or there are none to train on.
     """
     call = Call(model, data, output, force, run, restart, progress, options)
-    return carry_out(call, build(SearchRecipe, recipe, call), SearchRecord, "compensated", _record)
+    return carry_out(call, build(SearchRecipe, recipe, call), SearchRecord, "compensated", _result)
 
 
-def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
+def _result(setting: Setting[SearchRecipe]) -> tuple[Document, SearchRecord]:
     with setting.chips(setting.dataset.val, "val") as val:
         job, effort, ladder = setting.begin(val)
         searched = stages.place(job, job.base, effort)
@@ -66,8 +66,8 @@ def _record(setting: Setting[SearchRecipe]) -> SearchRecord:
             document, result = stages.compensate(job, placed.document, effort)
             setting.heed(result)
             ladder.climb("compensation", document, placed.placement)
-        return SearchRecord(
-            **setting.finish(val, ladder),
+        return ladder.document, SearchRecord(
+            **setting.on_validation(val, ladder),
             candidates=list(searched.candidates.nodes),
             excluded=searched.candidates.excluded,
             suffix=searched.candidates.suffix,

@@ -22,6 +22,7 @@ import torch
 
 from cnpass import data as datasets
 from cnpass.compensation.kinds import Kind
+from cnpass.compensation.overhead import uncounted
 from cnpass.data import Dataset, Split
 from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError, UsageError
@@ -94,7 +95,6 @@ class Setting(Generic[R]):
         recipe: All options.
         folder: Where state is kept.
         output: The file to write.
-        force: Whether existing files may be replaced.
         progress: Told what happens.
         store: Journal of finished chips.
         notes: What there is to say in the record.
@@ -110,12 +110,11 @@ class Setting(Generic[R]):
         recipe: R,
         folder: RunFolder,
         output: Path,
-        force: bool,
         progress: Progress,
         started: float,
     ) -> None:
         self.document, self.dataset, self.device, self.recipe = document, dataset, device, recipe
-        self.folder, self.output, self.force, self.progress = folder, output, force, progress
+        self.folder, self.output, self.progress = folder, output, progress
         self.store = folder.journal("chips")
         self.notes: list[str] = list(dataset.notes)
         self.epochs = 0
@@ -199,9 +198,8 @@ class Setting(Generic[R]):
             raise ModelError(job.untrainable)
         return job, self.effort(job), self.ladder(val)
 
-    def finish(self, val: MonteCarlo, ladder: Ladder) -> dict[str, Any]:
-        """Write the best rung, and return the fields of a record whose figures are of validation."""
-        ladder.document.save(self.output, force=self.force)
+    def on_validation(self, val: MonteCarlo, ladder: Ladder) -> dict[str, Any]:
+        """Return the fields of a record whose figures are of validation."""
         return {
             **self.common(ladder.document, val.notes),
             "metric": val.metric,
@@ -223,13 +221,19 @@ class Setting(Generic[R]):
         self.notes.append(text)
 
     def common(self, best: Document, more: list[str]) -> dict[str, Any]:
-        """Return the fields that every record has; the output is written by now.
+        """Return the fields that every record has, but for the hash of the output, which is not written yet.
 
         Args:
-            best: What was written, before it was mapped.
+            best: What will be written, before it is mapped.
             more: What else there is to say.
         """
         dataset = self.dataset
+        blind = uncounted(best)
+        if blind is not None:
+            self.notes.append(
+                f"multiply-accumulates of node {blind!r} are not known, since a shape is not; --max-overhead "
+                "was on parameters alone"
+            )
         floats = unquantized(self.document, best)
         if floats:
             self.notes.append(_stored_as_floats(floats))
@@ -240,11 +244,7 @@ class Setting(Generic[R]):
             "epochs": self.epochs,
             "replication": replication(self.document, self.recipe.tile_rows, self.recipe.tile_cols),
             "recipe": json.loads(self.recipe.model_dump_json(by_alias=True)),
-            "hashes": {
-                "model": self.document.sha256,
-                "data": dataset.sha256,
-                "output": hashlib.sha256(self.output.read_bytes()).hexdigest(),
-            },
+            "hashes": {"model": self.document.sha256, "data": dataset.sha256},
             "seeds": {"chips": self.recipe.seed, "training": self.recipe.seed},
             "notes": list(dict.fromkeys([*self.notes, *more])),
             "seconds": round(time.perf_counter() - self._started, 3),
@@ -256,18 +256,21 @@ def carry_out(
     recipe: R,
     record: type[T],
     suffix: str,
-    work: Callable[[Setting[R]], T],
+    work: Callable[[Setting[R]], tuple[Document, T]],
     *,
     trains: bool = True,
 ) -> T:
-    """Check everything that can be checked before the work, do it, and keep its record.
+    """Check everything that can be checked before the work, do it, and write what came of it.
+
+    The record goes into the run folder when the output is about to take its place, so that whoever is killed
+    between the two can ask again: an output with the hash that the record says is the run's own.
 
     Args:
         call: What is asked for.
         recipe: All options.
         record: Type of the record.
         suffix: What the output's name ends in, behind the stem of the model's.
-        work: Writes the output and returns the record.
+        work: Returns what to write, and its record, in which the hash of that is missing.
         trains: Whether training and validation samples are needed.
 
     Raises:
@@ -289,6 +292,7 @@ def carry_out(
     if recipe.replicate:
         document = replicate(document, recipe.tile_rows, recipe.tile_cols)
     dataset = datasets.prepare(document.proto, document.path, recipe)
+    document.samples = dataset.shapes
     for note in dataset.notes:
         (progress.warn if dataset.random else progress.note)(note)
     if trains:
@@ -303,6 +307,8 @@ def carry_out(
         finished = _finished(record, folder.path / _RECORD, output)
         if finished is not None:
             progress.note(f"finished before; {output} is as it was written")
+            if call.force or not record_path(output).exists():
+                write_text(record_path(output), finished.to_json() + "\n")
             return finished
         check_outputs(output, force=call.force)
         setting = Setting(
@@ -312,16 +318,23 @@ def carry_out(
             recipe=recipe,
             folder=folder,
             output=output,
-            force=call.force,
             progress=progress,
             started=started,
         )
         if missing:
             setting.warn(missing)
-        result = work(setting)
-        text = result.to_json() + "\n"
-        write_text(folder.path / _RECORD, text)
-        write_text(record_path(output), text)
+        document, result = work(setting)
+
+        def keep(digest: str) -> None:
+            nonlocal result
+            seconds = round(time.perf_counter() - started, 3)
+            result = result.model_copy(
+                update={"hashes": {**_hashes(result), "output": digest}, "seconds": seconds}
+            )
+            write_text(folder.path / _RECORD, result.to_json() + "\n")
+
+        document.save(output, force=call.force, announce=keep)
+        write_text(record_path(output), result.to_json() + "\n")
         return result
 
 
@@ -420,7 +433,11 @@ def _finished(kind: type[T], path: Path, output: Path) -> T | None:
     if not path.exists():
         return None
     record = kind.model_validate_json(path.read_text(encoding="utf-8"))
-    hashes: dict[str, str] = getattr(record, "hashes")  # noqa: B009 (every record of a call has them)
-    if not output.exists() or hashlib.sha256(output.read_bytes()).hexdigest() != hashes["output"]:
+    if not output.exists() or hashlib.sha256(output.read_bytes()).hexdigest() != _hashes(record)["output"]:
         return None
     return record
+
+
+def _hashes(record: Record) -> dict[str, str]:
+    hashes: dict[str, str] = getattr(record, "hashes")  # noqa: B009 (every record of a call has them)
+    return hashes

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 import cnpass
 from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
+from cnpass.files import write_text
 from cnpass.optimization import stages
 from cnpass.optimization.job import Job
 from cnpass.passes.pipeline import Pipeline
@@ -97,6 +98,40 @@ def test_a_finished_run_asked_again_gives_its_record(model: Path, tmp_path: Path
     assert _optimize(model, run=run) == record
     with pytest.raises(UsageError, match="another recipe"):
         _optimize(model, run=run, sigma=0.3)
+
+
+def test_a_kill_around_the_writing_of_the_output_leaves_nothing_to_mend(
+    model: Path, tmp_path: Path, monkeypatch
+) -> None:
+    run, output = tmp_path / "run", model.with_name("quadrants.cnpass.onnx")
+    beside = output.with_suffix(".json")
+    options = {"run": run, "retrain": False, "compensation": False}
+
+    def killed(path: Path, text: str) -> None:
+        if path == beside:
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cnpass.optimization.setting.write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _optimize(model, **options)
+    assert output.exists()
+    assert not beside.exists()
+    record = _optimize(model, **options)
+    assert OptimizeRecord.model_validate_json(beside.read_text()) == record
+
+    output.unlink()
+    beside.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _optimize(model, **options)
+    assert not output.exists()
+    assert _optimize(model, **options).hashes == record.hashes
+    output.write_bytes(b"the user's own")
+    with pytest.raises(UsageError, match="exists already"):
+        _optimize(model, **options)
 
 
 def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
