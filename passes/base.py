@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
@@ -161,6 +161,12 @@ class Pass(ABC):
         summary = (cls.__doc__ or "").partition("\n")[0]
         options = tuple(_describe(name, info) for name, info in cls._fields().items())
         return PassDescription(cls.name, summary, options)
+
+
+def without_defaults(before: Collection[str], document: Document) -> tuple[str, ...]:
+    """Say which initializers callers could override before a pass, and cannot now."""
+    now = set(document.defaults)
+    return tuple(f"callers cannot override {name!r} any more" for name in before if name not in now)
 
 
 def _describe(name: str, info: FieldInfo) -> OptionDescription:

@@ -65,9 +65,12 @@ class CalibrateRanges(SamplesPass):
         """See `Pass.apply`."""
         split, dataset = self.take(document)
         chips = range(self.chips) if self.chips else (ops.IDEAL_CHIP,)
+        nodes = list(analog.analog_nodes(document))
+        before = [dict(node.attrs) for node in nodes]
         notes = calibrate(document, split.inputs, percentile=self.percentile, chips=chips)
+        modified = [dict(node.attrs) for node in nodes] != before
         done = f"ranges from {len(split)} samples of {dataset.name}"
-        return PassResult(True, (done, *dataset.notes, *notes))
+        return PassResult(modified, (done, *dataset.notes, *notes))
 
     def ensures(self, document: Document) -> None:
         """What could be calibrated has its ranges."""

@@ -16,7 +16,7 @@ from cnpass.compensation.site import Site, find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.nodes import Node, node_metadata
-from cnpass.passes.base import PASS_CONFIG, PassResult
+from cnpass.passes.base import PASS_CONFIG, PassResult, without_defaults
 from cnpass.passes.padding import taps
 from cnpass.passes.samples import SamplesPass
 from cnpass.runtime import ops
@@ -48,9 +48,10 @@ class CentreInputs(SamplesPass):
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         split, dataset = self.take(document)
+        before = document.defaults
         done, notes = centre(document, split.inputs)
         told = f"{done} inputs centred by {len(split)} samples of {dataset.name}"
-        return PassResult(bool(done), (told, *dataset.notes, *notes))
+        return PassResult(bool(done), (told, *dataset.notes, *notes, *without_defaults(before, document)))
 
 
 def centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[str, ...]]:
@@ -77,8 +78,6 @@ def centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[
                 reasons[label] = found
             else:
                 borders[label] = found
-        elif not site.plain:
-            reasons[label] = "it has one weight per sample"
     sites = {label: site for label, site in sites.items() if label not in reasons}
     done = 0
     for label, gathered in inputs.moments(document, sites, samples).items() if sites else ():
@@ -106,6 +105,7 @@ def _around(document: Document, site: Site, mean: np.ndarray, borders: list[np.n
     before = _node("Sub", [site.x, given], centred)
     site.node.inputs[0] = centred
     weight = site.matrix(document.opset)
+    document.pin(site.weight.root)
     if site.is_conv:
         offset, positions = _of_convolution(weight, mean, borders)
     else:

@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 from cnpass.constants import constant_values
 from cnpass.document import Document
 from cnpass.mapping import Product, plan
-from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult
+from cnpass.nodes import bodies
+from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult, without_defaults
 from cnpass.passes.device import DevicePass
 
 
@@ -38,14 +39,14 @@ class CorrectMeanGain(DevicePass):
         for entry in plan(document).analog:
             if entry.product is not None and entry.node is not None:
                 products[entry.product.weight.key].append((entry.node, entry.product))
-        corrected, notes = 0, []
+        corrected, notes, before = 0, [], document.defaults
         for key, users in products.items():
             reason = self._correct(document, users, factor)
             corrected += reason is None
             if reason is not None:
                 notes.append(f"weight {key!r} stays: {reason}")
         done = f"{corrected} of {len(products)} weights divided by the mean factor {factor:.6g}"
-        return PassResult(bool(corrected), (done, *notes))
+        return PassResult(bool(corrected), (done, *notes, *without_defaults(before, document)))
 
     def _correct(self, document: Document, users: list[tuple[gs.Node, Product]], factor: float) -> str | None:
         """Divide one stored weight; returns the reason where that cannot be."""
@@ -64,6 +65,7 @@ class CorrectMeanGain(DevicePass):
                 self.name, f"{self.device.name} has no constant mean factor on weight {weight.key!r}"
             )
         stored.values = (wide / factor).astype(values.dtype)
+        document.pin(stored)
         return None
 
 
@@ -75,7 +77,8 @@ def _held(tensor: gs.Tensor) -> gs.Constant | None:
 
 def _read_elsewhere(document: Document, users: Iterable[tuple[gs.Node, Product]]) -> bool:
     """Whether anything reads a weight but the analog nodes, as their weight, and what leads to them."""
-    ends = {tensor.name for tensor in document.graph.outputs} | document.captured
+    ends = {id(tensor) for tensor in document.graph.outputs}
+    ends |= {id(tensor) for node in document.all_nodes() for body in bodies(node) for tensor in body.outputs}
     known = {(id(node), product.operand) for node, product in users}
     path = {id(node): node for _, product in users for node in product.weight.path}
     known |= {(node, 0) for node in path}
@@ -88,4 +91,4 @@ def _read_elsewhere(document: Document, users: Iterable[tuple[gs.Node, Product]]
         for slot, read in enumerate(node.inputs)
         if read is tensor
     }
-    return bool(readers - known) or any(tensor.name in ends for tensor in tensors)
+    return bool(readers - known) or any(id(tensor) in ends for tensor in tensors)

@@ -11,15 +11,17 @@ from pydantic.dataclasses import dataclass
 
 from cnpass.constants import StoredConstant
 from cnpass.document import Document
-from cnpass.nodes import Node, label, node_metadata
+from cnpass.nodes import Node, label, node_metadata, scope
 from cnpass.passes import analog
-from cnpass.passes.base import PASS_CONFIG, Pass, PassResult
+from cnpass.passes.base import PASS_CONFIG, Pass, PassResult, without_defaults
 from cnpass.shapes import Shapes, infer
 from cnpass.weights import Weight, resolve
 
 _INFERENCE_BY_OUTPUTS = 7
 """Since this opset BatchNormalization trains if it has more outputs than one; opset 14 added an attribute."""
 
+_BROADCAST = 7
+"""The opset from which on elementwise operators and Gemm broadcast without being told."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _STANDARD = ("", "ai.onnx", None)
 
@@ -37,9 +39,11 @@ class FoldBatchNorm(Pass):
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         norms = batch_norms(document)
-        if not norms:
+        inner = [node for node in document.all_nodes() if scope(node) and _is_norm(node)]
+        if not norms and not inner:
             return PassResult(modified=False, notes=("the model has no BatchNormalization",))
         folder = _Folder(document)
+        before = document.defaults
         notes = []
         folded = 0
         for norm in norms:
@@ -48,12 +52,25 @@ class FoldBatchNorm(Pass):
             folded += reason is None
             if reason is not None:
                 notes.append(f"node {name!r} stays: {reason}")
-        return PassResult(bool(folded), (f"{folded} of {len(norms)} nodes folded", *notes, *folder.notes))
+        notes += [f"node {label(node)!r} stays: is in a body of If, Loop or Scan" for node in inner]
+        return PassResult(
+            bool(folded),
+            (
+                f"{folded} of {len(norms) + len(inner)} nodes folded",
+                *notes,
+                *folder.notes,
+                *without_defaults(before, document),
+            ),
+        )
 
 
 def batch_norms(document: Document) -> list[gs.Node]:
     """The BatchNormalization nodes of the main graph, in the order of the file."""
-    return [n for n in document.graph.nodes if n.op == "BatchNormalization" and n.domain in _STANDARD]
+    return [node for node in document.graph.nodes if _is_norm(node)]
+
+
+def _is_norm(node: gs.Node) -> bool:
+    return bool(node.op == "BatchNormalization" and node.domain in _STANDARD)
 
 
 def trains(norm: gs.Node, opset: int) -> bool:
@@ -151,6 +168,8 @@ class _Folder:
             if len(weight.shape) < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
                 return f"weight {weight.key!r}, of shape {list(weight.shape)}, fits no {linear.op}"
             return (weight, 0, 1) if linear.op == "Conv" else (weight, 1, groups)
+        if self.document.opset < _BROADCAST:
+            return f"folding into {linear.op} needs opset {_BROADCAST}, the model has {self.document.opset}"
         if self.shapes.rank(linear.outputs[0].name) != 2 or len(weight.shape) != 2:
             return f"{label(linear)!r} does not write a matrix, whose columns would be the channels"
         transposed = linear.op == "Gemm" and linear.attrs.get("transB", 0)
@@ -217,6 +236,7 @@ class _Folder:
         alone = len(old.outputs) == 1 and id(old) not in self.busy
         if isinstance(old, StoredConstant | gs.Constant) and alone and tuple(old.shape) == values.shape:
             old.values = values
+            self.document.pin(old)
             return
         node.inputs[index] = self.document.initializer(name, values)
         reason = "is not stored as the node takes it" if alone else "has other readers"

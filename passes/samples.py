@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from cnpass import data as datasets
 from cnpass.data import Dataset, Split
 from cnpass.document import Document
+from cnpass.errors import UsageError
 from cnpass.passes.base import PASS_CONFIG, Pass, PassError
 from cnpass.recipe import DataRecipe
 
@@ -37,13 +38,16 @@ class SamplesPass(Pass):
 
         Raises:
             PassError: There are none.
+            UsageError: An option is out of range.
         """
-        options = {"data": self.data, "layout": self.layout}
-        recipe = DataRecipe.build(
-            None,
-            {"scale": self.scale, "mean": self.mean, "std": self.std}
-            | {name: value for name, value in options.items() if value},
-        )
+        given = {"data": self.data, "layout": self.layout}
+        options = {name: value for name, value in given.items() if value}
+        options |= {"scale": self.scale, "mean": self.mean, "std": self.std}
+        try:
+            recipe = DataRecipe.build(None, options)
+        except UsageError as error:  # which names the flag that a verb would have
+            option, _, reason = str(error).removeprefix("option --").partition(": ")
+            raise UsageError(f"pass {self.name!r}, option {option!r}: {reason}") from None
         dataset = datasets.prepare(document.proto, document.path, recipe, parts=(self.part,))
         split: Split = getattr(dataset, self.part).take(slice(self.samples))
         if not len(split):

@@ -105,9 +105,11 @@ class Runs:
 
     def tensors(self, inputs: Mapping[str, Rows], chip: int = IDEAL_CHIP) -> Iterator[dict[str, Rows]]:
         """Return tensors by name for some samples, one batch of these after the other."""
-        for _, feeds in self._feed.runs(inputs):
+        for taken, feeds in self._feed.runs(inputs):
             outputs = self._session.run(feeds, chip=chip)
-            yield {**feeds, **dict(zip(self._session.outputs, outputs, strict=True))}
+            tensors = {**feeds, **dict(zip(self._session.outputs, outputs, strict=True))}
+            samples, run = taken.stop - taken.start, len(next(iter(feeds.values())))
+            yield {n: feeding.without_filling(tensor, samples, run) for n, tensor in tensors.items()}
 
 
 def _cut(document: Document, tensor: str) -> Document:

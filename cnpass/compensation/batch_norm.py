@@ -117,4 +117,4 @@ def _set(document: Document, norm: gs.Node, index: int, values: Float64) -> None
     if isinstance(old, gs.Constant) and len(old.outputs) == 1 and old.name not in document.captured:
         old.values = new
     else:
-        norm.inputs[index] = gs.Constant(document.fresh(f"{old.name}.chip"), new)
+        norm.inputs[index] = document.initializer(f"{old.name}.chip", new)

@@ -59,10 +59,9 @@ class Site:
         return self.node.attrs.get("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}
 
     @property
-    def plain(self) -> bool:
-        """Whether all of y is made of all of x by one weight: no groups, no weight per sample."""
-        shape = self.weight.shape
-        return shape[1] == self.inputs if self.is_conv else len(shape) == 2
+    def ungrouped(self) -> bool:
+        """Whether every channel of y is made of all channels of x."""
+        return not self.is_conv or self.weight.shape[1] == self.inputs
 
     def matrix(self, opset: int) -> np.ndarray:
         """Return what x is multiplied by: [C_out, C_in / groups, ...] of a convolution, [K, N] of a product.
@@ -73,7 +72,7 @@ class Site:
         values, attributes = self.weight.values(opset), self.node.attrs
         if self.is_conv:
             return values
-        values = values.swapaxes(-1, -2) if attributes.get("transB", 0) else values
+        values = values.T if attributes.get("transB", 0) else values
         alpha: float = attributes.get("alpha", 1.0) if self.node.op == "Gemm" else 1.0
         return values * alpha
 

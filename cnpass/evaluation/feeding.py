@@ -63,7 +63,20 @@ def first_outputs(
         ModelError: it is no tensor of numbers.
     """
     for samples, run, output in _runs(session, inputs, feed, chip):
-        yield output if samples == run else output[: samples * (len(output) // run)]
+        yield without_filling(output, samples, run)
+
+
+def without_filling(tensor: Array, samples: int, run: int) -> Array:
+    """Rows of a tensor that belong to samples, and not to those that only fill a run up.
+
+    Args:
+        tensor: [run or a multiple, ...]; one without samples along its first axis stays as it is.
+        samples: how many the run is for.
+        run: how many it has.
+    """
+    if samples == run or not tensor.ndim or len(tensor) % run:
+        return tensor
+    return tensor[: samples * (len(tensor) // run)]
 
 
 def sample_outputs(

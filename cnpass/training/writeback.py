@@ -86,6 +86,7 @@ def _detach(document: Document, tensor: gs.Variable, value: np.ndarray) -> None:
     given |= {id(t) for n in document.all_nodes() for b in bodies(n) for t in b.outputs}
     kept = id(tensor) in given
     constant = gs.Constant(document.fresh(tensor.name) if kept else key(tensor), value)
+    document.declare(constant)
     for reader in list(tensor.outputs):
         for slot, read in enumerate(reader.inputs):
             if read is tensor:

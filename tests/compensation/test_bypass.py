@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from cnpass.compensation import inputs
 from cnpass.compensation.activations import mapped
@@ -56,6 +57,23 @@ def test_moments_are_those_of_all_channels_over_samples_and_positions(document, 
     assert found.count == len(rows)
     np.testing.assert_allclose(found.z_mean, rows.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.zz / found.count, np.cov(rows.T, bias=True), rtol=1e-5, atol=1e-8)
+
+
+def test_samples_that_fill_up_a_fixed_batch_do_not_count(build, generator) -> None:
+    """Its statistics over the batch keep the model from having another one."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["moved"]),
+        helper.make_node("Add", ["moved", "mean"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["product"], "site"),
+        helper.make_node("Add", ["product", "mean"], ["y"]),
+    ]
+    weight = generator.normal(size=(3, 3)).astype(np.float32)
+    document = Document.from_proto(build(nodes, {"w": weight}, inputs={"x": [16, 3]}, opset=17))
+    x = generator.normal(size=(10, 3)).astype(np.float32)
+    found = inputs.moments(document, {"site": _site(document)}, {"x": x})["site"]
+    assert found.count == 10
+    np.testing.assert_allclose(found.z_mean, x.mean(0), atol=1e-6)
 
 
 def test_directions_are_the_right_singular_vectors_of_what_enters(generator) -> None:
@@ -130,5 +148,5 @@ def test_what_overflows_on_chips_has_no_directions(document) -> None:
 def test_groups_have_no_bypass(single) -> None:
     weight = np.ones((4, 1, 3, 3), np.float32)
     document = Document.from_proto(single("Conv", (1, 4, 8, 8), weight, group=4))
-    with pytest.raises(PassPreconditionError, match="no groups"):
+    with pytest.raises(PassPreconditionError, match="without groups"):
         InsertCompensation(node="site", kind="bypass")(document)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.document import Document
 from cnpass.passes import Pipeline
@@ -116,6 +116,27 @@ def test_shared_weights_stay_and_the_note_says_why(build, weight, nodes, reason)
     assert not result.modified
     assert result.notes[1:] == (f"weight 'w' stays: {reason}",)
     assert np.array_equal(after["w"], before["w"])
+
+
+def test_a_weight_that_a_body_multiplies_by_is_corrected(build, weight):
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    node = helper.make_node("If", ["flag"], ["y"], "if", **branches)
+    before, after, result = correct(build([node], {"w": weight(4, 3), "flag": np.array(True)}), sigma=0.5)
+    assert result.modified
+    np.testing.assert_allclose(FACTOR * after["w"], before["w"], rtol=1e-6)
+    inner = branches["then_branch"]
+    inner.output[0].name = "w"
+    node = helper.make_node("If", ["flag"], ["y"], "if", **branches)
+    _, _, result = correct(build([node], {"w": weight(4, 3), "flag": np.array(True)}), sigma=0.5)
+    assert not result.modified
 
 
 def test_a_weight_that_is_an_output_stays(build, weight):

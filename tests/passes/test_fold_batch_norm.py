@@ -243,3 +243,36 @@ def test_folded_models_map(build, weight, parameters, transform):
     document = transform(model, f"{FOLD},map-crossbar")
     assert ops(document) == ["AnalogConv"]
     assert isinstance(document.graph.nodes[0].inputs[2], gs.Constant)
+
+
+def test_folded_initializers_cannot_be_overridden(build, weight, parameters):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["h"], "linear"), norm()]
+    weights = {"w": weight(4, 4, 1, 1), **parameters(4)}
+    model = build(nodes, weights, inputs={"x": [2, 4, 3, 3]})
+    for name in ("w", "mean"):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, weights[name].shape))
+    document = Document.from_proto(model)
+    notes = Pipeline.parse(FOLD).run(document, [Verifying()]).notes
+    assert [value.name for value in document.to_proto().graph.input] == ["x"]
+    assert notes[1:] == tuple(f"{FOLD}: callers cannot override {name!r} any more" for name in ("w", "mean"))
+
+
+def test_normalisation_in_a_body_stays_and_the_note_says_so(build, parameters):
+    branches = {
+        name: helper.make_graph(
+            [norm("x", name)], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    nodes = [helper.make_node("If", ["flag"], ["y"], "if", **branches)]
+    model = build(nodes, {"flag": np.array(True), **parameters(4)}, inputs={"x": [2, 4, 3, 3]})
+    result = Pipeline.parse(FOLD).run(Document.from_proto(model), [Verifying()])
+    assert result.notes[0] == f"{FOLD}: 0 of 2 nodes folded"
+    assert all(note.endswith("stays: is in a body of If, Loop or Scan") for note in result.notes[1:])
+    assert len(result.notes) == 3
+
+
+def test_products_of_old_models_stay(build, weight, parameters):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), norm(is_test=1)]
+    weights = {"w": weight(4, 4), **parameters(4)}
+    assert "needs opset 7" in refused(build(nodes, weights, inputs={"x": [2, 4]}, opset=6))

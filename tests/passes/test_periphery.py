@@ -172,6 +172,7 @@ def test_pass_reads_data(model, samples, tmp_path):
     result = Pipeline.parse(f"calibrate-ranges{{{options}}}").run(document, [Verifying()])
     assert any("ranges from 20 samples" in note for note in result.notes)
     assert attributes(document, "input_range")["conv"] == np.abs(samples[:20] * 2).max()
+    assert not Pipeline.parse(f"calibrate-ranges{{{options}}}").run(document, [Verifying()]).modified
 
 
 def test_misuse(model):
@@ -181,6 +182,8 @@ def test_misuse(model):
         Pipeline.parse("calibrate-ranges{percentile=40}")
     with pytest.raises(UsageError, match="'map-crossbar', option 'adc-bits'"):
         Pipeline.parse("map-crossbar{adc-bits=40}")
+    with pytest.raises(UsageError, match="pass 'calibrate-ranges', option 'std': "):
+        Pipeline.parse("calibrate-ranges{std=0}").run(mapped(model))
     broken = {"x": np.full((2, 3, 4, 4), np.nan, np.float32)}
     with pytest.raises(PassError, match="node 'conv' sees no finite number"):
         calibrate(mapped(model), broken)

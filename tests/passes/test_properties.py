@@ -114,7 +114,7 @@ def test_what_goes_around_crossbars_keeps_outputs(build, transform, network, map
         return
     sites, _ = find_sites(document, plan(document))
     before, x = document.to_proto(), np.random.default_rng(5).standard_normal((3, FEATURES))
-    choices = [Choice(label, "bypass", 0.5) for label, site in sites.items() if site.plain]
+    choices = [Choice(label, "bypass", 0.5) for label, site in sites.items() if site.ungrouped]
     bypassed, _ = insert_all(document, choices, seed=1)
     outputs = [Session(model).run([x.astype(np.float32)])[0] for model in (before, bypassed.to_proto())]
     assert np.abs(outputs[0] - outputs[1]).max() <= 2e-5 * (1 + np.abs(outputs[0]).max())

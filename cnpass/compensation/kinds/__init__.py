@@ -1,6 +1,7 @@
 """Kinds of compensation: each adds nodes around an analog one and gives the compensated output.
 
-Inserted and not yet trained, none changes an output of the ideal chip; those of others, `UNTRAINED` do.
+Inserted and not yet trained, none changes an output of the ideal chip, but for a bypass that allows for the
+mean factor of chips. Outputs of other chips are changed by those that are `UNTRAINED`.
 """
 
 from __future__ import annotations

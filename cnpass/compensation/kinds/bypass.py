@@ -3,9 +3,10 @@
 With U [C_in, m] the directions along which most of the input lies (its principal components), the crossbar
 gets what is left of x, and the digital side multiplies the rest:
 
-    y = W (x - U U' x) + V (U' x),    V = W U
+    y = W (x - U U' x) + V (U' x),    V = g W U
 
-On the ideal chip that is W x. A device that varies multiplies its error by its input, so that the error of
+with g the mean factor by which chips multiply weights that are stored as they are (`Known.factor`); where it
+is 1, the ideal chip gives W x. A device that varies multiplies its error by its input, so that the error of
 a layer falls with the energy of what enters the crossbar; and no other m directions take more of that away.
 The inputs of a layer behind a Relu lie mostly along a few. U and V can be trained.
 """
@@ -24,8 +25,8 @@ MOST_INPUTS = 4096
 
 def without_bypass(site: Site) -> str | None:
     """Say why nothing can go around a site; None if something can."""
-    if not site.plain:
-        return "a bypass needs one weight for all inputs: no groups, no weight per sample"
+    if not site.ungrouped:
+        return "a bypass needs a convolution without groups"
     if site.inputs > MOST_INPUTS:
         return f"a bypass needs principal components, which are looked for among {MOST_INPUTS} inputs at most"
     return None
