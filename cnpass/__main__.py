@@ -47,6 +47,9 @@ def _run() -> int:
     from cnpass.cli.verbs import Stopped
     from cnpass.errors import CnpassError
 
+    for argument in sys.argv[1:]:
+        if not argument.isascii() and argument != os.fsencode(argument).decode("utf-8", "replace"):
+            return _say(f"error: {argument!a}: names must be valid UTF-8, since records hold them", 2)
     # The base of all errors in arguments; where it lives differs between versions of typer.
     usage = cast("type[Exception]", typer.BadParameter.__mro__[2])
     try:

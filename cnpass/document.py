@@ -288,6 +288,11 @@ class Document:
         """
         return self._hash()
 
+    @property
+    def sources(self) -> list[Path]:
+        """The files that the document came from."""
+        return [*([self.path] if self.path else []), *external.files(self.proto, self.base_dir)]
+
     def fingerprint(self) -> str:
         """A hash that changes when the document does; weights count that are not the source's any more."""
         model = self.to_proto(export=_fingerprint)
@@ -475,11 +480,8 @@ class Document:
         targets = [target]
         if any(external.is_external(tensor) for tensor in external.tensors(model)):
             targets.insert(0, target.with_name(target.name + ".data"))
-        sources = [self.path, *external.files(self.proto, self.base_dir)]
         for each in targets:
-            if each.resolve() in {source.resolve() for source in sources if source}:
-                raise UsageError(f"{each}: is the source, which is never written; name another file")
-            files.check_output(each, force=force)
+            files.check_output(each, force=force, sources=self.sources)
         staged: dict[Path, Path] = {}
         try:
             with contextlib.ExitStack() as stack:

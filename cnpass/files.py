@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cnpass.errors import UsageError
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(
+    path: Path,
+    *,
+    force: bool,
+    sources: Iterable[Path] = (),
+    hint: str = "--force overwrites it, -o names another file",
+) -> None:
     """Refuse an output path before any work is done for it.
 
+    Args:
+        path: the file to write.
+        force: whether it may be there.
+        sources: files that the work reads, which are never written.
+        hint: what to do if it is there and may not be.
+
     Raises:
-        UsageError: the file exists and ``force`` is off, or its folder does not exist or cannot be written.
+        UsageError: the file is a source, or exists and ``force`` is off, or its folder does not exist or
+            cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file to write")
+    if path.exists() and path.resolve() in {source.resolve() for source in sources}:
+        raise UsageError(f"{path}: is the source, which is never written; name another file")
     if path.exists() and not force:
-        raise UsageError(f"{path}: exists already; --force overwrites it, -o names another file")
+        raise UsageError(f"{path}: exists already; {hint}")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
     try:

@@ -50,6 +50,20 @@ def inline_products(document: Document) -> int:
     return len(names)
 
 
+def check_analog(document: Document) -> None:
+    """Make sure that a model has something for crossbars, maybe in local functions; it is not changed.
+
+    Raises:
+        ModelError: it has not; says why.
+    """
+    found = plan(document)
+    if not found.analog and document.functions:
+        twin = document.copy()
+        inline_products(twin)
+        found = plan(twin)
+    found.check()
+
+
 def _with_products(functions: Iterable[FunctionProto]) -> set[_Name]:
     """Domain and name of the functions that hold a product, or call one that does."""
     foreign = [function for function in functions if function.domain != ops.DOMAIN]

@@ -133,6 +133,15 @@ class MappingPlan:
         """Elements of every constant that any node reads, each stored weight once."""
         return {key: size for node in self.nodes for key, size in node.constants.items()}
 
+    def check(self) -> None:
+        """Make sure that there is something analog.
+
+        Raises:
+            ModelError: no node can run on a crossbar; says why.
+        """
+        if not self.analog:
+            raise ModelError(f"no node of the model can run on a crossbar: {self.why_none()}")
+
     def why_none(self) -> str:
         """The most frequent reasons for which nodes with weights stay digital, for a message."""
         reasons = [n.reason for n in self.nodes if n.op_type in work.PRODUCTS]

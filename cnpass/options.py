@@ -13,6 +13,8 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 def _number(text: object) -> object:
     """One number; text may be a fraction such as ``1/255``."""
+    if isinstance(text, bool):
+        raise ValueError("give a number, not true or false")  # noqa: TRY004 (pydantic takes no TypeError)
     if not isinstance(text, str) or "/" not in text:
         return text
     top, _, bottom = text.partition("/")
@@ -42,14 +44,18 @@ def _names(value: object) -> object:
 
 def _assignments(value: object) -> object:
     """``["name=value", ...]`` as a mapping; other values pass."""
-    if isinstance(value, Mapping) or not isinstance(value, Sequence):
+    if isinstance(value, Mapping):
+        return {name: _number(number) for name, number in value.items()}
+    if not isinstance(value, Sequence):
         return value
     pairs: dict[str, Any] = {}
     for item in value:
-        name, sign, number = str(item).partition("=")
-        if not sign:
+        name, _, number = (part.strip() for part in str(item).partition("="))
+        if not name or not number:
             raise ValueError(f"'{item}' is not NAME=VALUE")
-        pairs[name.strip()] = _number(number.strip())
+        if name in pairs:
+            raise ValueError(f"'{name}' is given twice")
+        pairs[name] = _number(number)
     return pairs
 
 
@@ -59,7 +65,7 @@ def _duration(value: object) -> object:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", value)
     if match is None:
-        raise ValueError("give a time such as 90s, 5m or 1h")
+        raise ValueError(f"give a time with its unit, such as 90s, 5m or 1h, not {value!r}")
     return float(match[1]) * _UNITS[match[2]]
 
 

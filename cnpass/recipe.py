@@ -71,6 +71,14 @@ class Recipe(BaseModel):
                 reason = f"'{cls.verb}' has no such option"
             raise UsageError(f"{where}: {reason}") from error
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false, which would pass for 1 and 0, where they are not asked for."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false say nothing here")
+        return value
+
     @classmethod
     def flag(cls, name: str) -> str:
         """The name of a field on the command line (without dashes) and in TOML."""
@@ -79,11 +87,17 @@ class Recipe(BaseModel):
     @classmethod
     def _read(cls, file: Path) -> dict[str, Any]:
         try:
-            return {cls.flag(k): v for k, v in tomllib.loads(file.read_text(encoding="utf-8")).items()}
+            read = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{file}: recipe cannot be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{file}: not a TOML recipe: {error}") from error
+        values: dict[str, Any] = {}
+        for name, value in read.items():
+            if cls.flag(name) in values:
+                raise UsageError(f"{file}: {cls.flag(name)} is given twice")
+            values[cls.flag(name)] = value
+        return values
 
     def to_toml(self) -> str:
         """The recipe as TOML; options that are not set are left out."""
@@ -127,6 +141,7 @@ class DataRecipe(Preprocess):
 
     data: str | None = Field(
         default=None,
+        min_length=1,
         description="NPZ file, folder of .npy or idx files, or package.module:function "
         "(default: MODEL's name with .npz, else random inputs)",
     )
@@ -344,9 +359,6 @@ class CalibrateRecipe(DataRecipe):
         description="digital parameters and MACs that may be added, as a fraction of the model's",
     )
     samples: int = Field(default=1000, ge=1, description="training samples to measure the chip with")
-    workers: int | None = Field(
-        default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
-    )
 
 
 class InspectRecipe(Recipe):

@@ -21,6 +21,7 @@ from cnpass.files import naming, write_text
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
+_OTHERWISE = {"data": "data (or the same, limited or prepared otherwise)"}
 
 
 def default_run(model: Path) -> Path:
@@ -114,7 +115,11 @@ class RunFolder:
         else:
             self._compare(manifest, identity)
             return
-        write_text(manifest, json.dumps({"schema": 1, "identity": identity}, indent=2) + "\n")
+        try:
+            write_text(manifest, json.dumps({"schema": 1, "identity": identity}, indent=2) + "\n")
+        except OSError:
+            self._vanish()
+            raise
 
     def _clear(self) -> None:
         """Remove everything but the lock; the manifest goes last, so that a kill leaves a run folder."""
@@ -132,7 +137,8 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{manifest}: is damaged; --restart starts over") from error
         fresh = json.loads(json.dumps(identity))
-        changed = sorted(k for k in stored.keys() | fresh.keys() if stored.get(k) != fresh.get(k))
+        names = sorted(k for k in stored.keys() | fresh.keys() if stored.get(k) != fresh.get(k))
+        changed = [_OTHERWISE.get(name, name) for name in names]
         if changed:
             raise UsageError(
                 f"{manifest.parent}: holds a run with another {', '.join(changed)}; "

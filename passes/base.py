@@ -139,7 +139,10 @@ class Pass(ABC):
             if first["type"] == "unexpected_keyword_argument":
                 known = ", ".join(o.name for o in cls.describe().options) or "none"
                 raise UsageError(f"pass {cls.name!r} has no option {option!r}; it has: {known}") from None
-            raise UsageError(f"pass {cls.name!r}, option {option!r}: {first['msg'].lower()}") from None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise UsageError(
+                f"pass {cls.name!r}, option {option!r}: {reason[:1].lower()}{reason[1:]}"
+            ) from None
 
     def options(self) -> dict[str, Any]:
         """The options that differ from their defaults, named as in the pipeline text."""

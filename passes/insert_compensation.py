@@ -11,6 +11,7 @@ from cnpass.compensation.insertion import insert, width_of
 from cnpass.compensation.kinds import KINDS, Kind
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
+from cnpass.errors import UsageError
 from cnpass.mapping import plan
 from cnpass.passes.base import PASS_CONFIG, Pass, PassPreconditionError, PassResult
 
@@ -35,6 +36,9 @@ class InsertCompensation(Pass):
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         sites, reasons = find_sites(document, plan(document))
+        if not self.node:
+            known = ", ".join(sites) or "none"
+            raise UsageError(f"pass {self.name!r}, option 'node' is required: one of {known}")
         site = sites.get(self.node)
         if site is None:
             known = ", ".join(sites) or "none"

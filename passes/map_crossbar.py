@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from cnpass.collector import paused_collection
@@ -81,6 +81,13 @@ class MapCrossbar(DevicePass):
         description="function bodies for runtimes without the native library: where the opset allows,"
         " always (older opsets are converted, and the result is checked), or never",
     )
+
+    @field_validator("dac_bits", "adc_bits")
+    @classmethod
+    def _converts(cls, bits: int | None) -> int | None:
+        if bits == 1:
+            raise ValueError(f"a converter has 2 to {MAX_BITS} bits, 0 is none")
+        return bits
 
     @paused_collection()
     def apply(self, document: Document) -> PassResult:

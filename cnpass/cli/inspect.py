@@ -30,7 +30,7 @@ def run(
     from cnpass.inspection import inspect
 
     if split is not None:
-        check_output(split, force=force)
+        check_output(split, force=force, hint="--force overwrites it, --split names another file")
     record = inspect(model, tile_rows=recipe.tile_rows, tile_cols=recipe.tile_cols)
     if split is not None:
         write_text(split, split_text(record), force=force)

@@ -66,7 +66,7 @@ def _seeded(step: Pass, seed: int | None) -> Pass:
 
 
 def _write(document: Document, pipeline: Pipeline, output: Path, console: Console, *, force: bool) -> None:
-    check_output(output, force=force)
+    check_output(output, force=force, sources=document.sources)
     result = pipeline.run(document)
     document.save(output, force=force)
     for note in result.notes:

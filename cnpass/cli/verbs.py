@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 
 from cnpass.allocator import keep_freed_memory
 from cnpass.cli.console import Console, Format
+from cnpass.errors import UsageError
 from cnpass.files import check_output, write_text
 from cnpass.recipe import DataRecipe, Recipe
 
@@ -35,7 +36,7 @@ RestartOption = Annotated[
     typer.Option("--restart/--resume", help="drop what an earlier run left, or go on from it"),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="print the plan with a reason per node, and change nothing")
+    bool, typer.Option("--dry-run", help="print the plan with a reason per node, and do no more")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="how data are printed")]
 VerboseOption = Annotated[
@@ -107,8 +108,10 @@ def verb(
             console = Console(values.pop("format_"), verbose=values.pop("verbose"), quiet=values.pop("quiet"))
             if recipe is not None:
                 flags = {key: _clean(values.pop(key)) for key in fields}
-                values["recipe"] = recipe.build(values.pop("recipe_file"), flags)
-                _save(values["recipe"], values.pop("save_config"), force=bool(values.get("force")))
+                file, config = values.pop("recipe_file"), values.pop("save_config")
+                values["recipe"] = recipe.build(file, flags)
+                _check_paths(values, file, config)
+                _save(values["recipe"], config, force=values.get("force"))
                 if issubclass(recipe, DataRecipe):
                     keep_freed_memory()
             function(console=console, **values)
@@ -128,9 +131,31 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
-def _save(recipe: Recipe, path: Path | None, *, force: bool) -> None:
+def _check_paths(values: Mapping[str, Any], file: Path | None, config: Path | None) -> None:
+    """Refuse files to write that the verb reads, or that two options name.
+
+    Raises:
+        UsageError: names the options.
+    """
+    given = {"--output": values.get("output"), "--split": values.get("split"), "--save-config": config}
+    written = {option: path for option, path in given.items() if path is not None}
+    if not written:
+        return
+    from cnpass.data.sources import beside
+
+    model, data = values["model"], getattr(values["recipe"], "data", None)
+    read = {"MODEL": model, "--recipe": file, "--data": Path(data) if data else beside(model)}
+    seen = {path.resolve(): option for option, path in read.items() if path is not None}
+    for option, path in written.items():
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            raise UsageError(f"option {option}: {path} is the file of {other}, too; name another one")
+
+
+def _save(recipe: Recipe, path: Path | None, *, force: bool | None) -> None:
     if path is not None:
-        check_output(path, force=force)
+        hint = "name another file" if force is None else "--force overwrites it"
+        check_output(path, force=bool(force), hint=hint)
         write_text(path, f"# cnpass {recipe.verb} --recipe {path.name}\n{recipe.to_toml()}")
 
 

@@ -47,8 +47,8 @@ def load_data(source: str | Path | None, model: Path | None = None) -> RawData |
         DataError: the source does not exist or cannot be read.
     """
     if source is None:
-        beside = _beside(model)
-        return None if beside is None else RawData(_read_npz(beside), str(beside))
+        found = None if model is None else beside(model)
+        return None if found is None else RawData(_read_npz(found), str(found))
     path = Path(source)
     if path.is_dir():
         return RawData(_read_folder(path), str(source))
@@ -59,9 +59,8 @@ def load_data(source: str | Path | None, model: Path | None = None) -> RawData |
     raise DataError(f"{source}: no such file or folder, nor package.module:function")
 
 
-def _beside(model: Path | None) -> Path | None:
-    if model is None:
-        return None
+def beside(model: Path) -> Path | None:
+    """Return the NPZ file that has a model's name and lies beside it, if there is one."""
     for stem in (model.stem, model.stem.removesuffix(".cnpass")):
         path = model.with_name(f"{stem}.npz")
         if path.is_file():

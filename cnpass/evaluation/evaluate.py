@@ -15,6 +15,7 @@ from cnpass.data import Dataset
 from cnpass.document import Document, as_document
 from cnpass.errors import UsageError
 from cnpass.evaluation.montecarlo import MonteCarlo, analog_attributes
+from cnpass.functions import check_analog
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import DataInfo, EvaluateRecord, ModelInfo
@@ -62,10 +63,12 @@ def evaluate(
     progress = progress or Progress()
     document = as_document(model)
     devices = chosen_devices(chosen, document)
+    check_analog(document)
+    identity = {"model": document.sha256}
     dataset = datasets.prepare(document.proto, document.path, chosen, parts=("test",))
     _tell(dataset, progress)
     split = dataset.test if chosen.limit is None else dataset.test.take(slice(chosen.limit))
-    identity = {"model": document.sha256, "data": split.sha256}
+    identity |= {"data": split.sha256}
     with (
         RunFolder(Path(run), "evaluate", identity, restart=restart) if run else nullcontext() as folder,
         MonteCarlo(

@@ -109,6 +109,11 @@ def chance_warning(metric: Metric, split: Split, clean: float, classes: int) -> 
     margin = 3 * math.sqrt(chance * (1 - chance) / len(split))
     if clean > chance + margin:
         return None
+    if clean > chance:
+        return (
+            f"the clean model is right on {clean:.1%} of {len(split)} samples, too few to tell that from "
+            f"chance ({chance:.1%})"
+        )
     return (
         f"the clean model is right on {clean:.1%} of the samples, no more than by chance ({chance:.1%}): "
         "check --scale, --mean, --std, --layout and the order of the labels"

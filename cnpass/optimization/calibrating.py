@@ -88,7 +88,7 @@ def calibrate(
     chosen = CalibrateRecipe.build(None, given | options | ({} if data is None else {"data": str(data)}))
     source = as_document(model)
     target = output_path(source, output, f"chip{chosen.chip}")
-    check_outputs(target, force=force)
+    check_outputs(target, force=force, sources=source.sources)
     return _Calibration(source, chosen, progress or Progress()).record(target, force=force)
 
 
@@ -100,6 +100,7 @@ class _Calibration:
         self.device = _device(attributes, recipe)
         self.seed = int(attributes.get("seed", 0)) if recipe.seed is None else recipe.seed
         self.document = unmapped(source)
+        plan(self.document).check()
         if recipe.correction != _BATCH_NORM:
             FoldBatchNorm()(self.document)
         self.dataset = datasets.prepare(self.document.proto, self.document.path, recipe)
@@ -110,6 +111,7 @@ class _Calibration:
         if missing := lost(source):
             progress.warn(missing)
             self.notes.append(missing)
+        self.sources = [*source.sources, Path(self.dataset.name)]
         for name, split in (("training", self.dataset.train), ("validation", self.dataset.val)):
             if not len(split):
                 raise DataError(f"{self.dataset.name}: has no {name} samples, on which a chip is measured")
@@ -117,6 +119,7 @@ class _Calibration:
     def record(self, output: Path, *, force: bool) -> CalibrateRecord:
         """Fit, decide, write, and say what it brought."""
         recipe, dataset = self.recipe, self.dataset
+        check_outputs(output, force=force, sources=self.sources)
         fitted = self._fit()
         kept = self._figure(dataset.val, fitted.document) > self._figure(dataset.val, self.document)
         best = fitted.document if kept else self.document

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -284,22 +284,24 @@ def carry_out(
     missing, document = lost(given), unmapped(given)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
-        check_outputs(output, force=call.force)
+        check_outputs(output, force=call.force, sources=document.sources)
     device = chosen_device(recipe.device, recipe.sigma, recipe.param)
     _torch_device(recipe.train_on)
-    if not plan(document).analog:
-        raise ModelError(f"no node of the model can run on a crossbar: {plan(document).why_none()}")
+    plan(document).check()
     if recipe.replicate:
         document = replicate(document, recipe.tile_rows, recipe.tile_cols)
+    identity: dict[str, Any] = {"model": document.sha256}
     dataset = datasets.prepare(document.proto, document.path, recipe)
     document.samples = dataset.shapes
+    sources = [*document.sources, Path(dataset.name)]
+    check_outputs(output, force=True, sources=sources)
     for note in dataset.notes:
         (progress.warn if dataset.random else progress.note)(note)
     if trains:
         _check_data(dataset)
         if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
             progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
-    identity = {"model": document.sha256, "data": dataset.sha256, "recipe": recipe.identity()}
+    identity |= {"data": dataset.sha256, "recipe": recipe.identity()}
     with (
         nullcontext(call.run) if call.run else tempfile.TemporaryDirectory(prefix="cnpass-") as root,
         RunFolder(Path(root), recipe.verb, identity, restart=call.restart) as folder,
@@ -310,7 +312,7 @@ def carry_out(
             if call.force or not record_path(output).exists():
                 write_text(record_path(output), finished.to_json() + "\n")
             return finished
-        check_outputs(output, force=call.force)
+        check_outputs(output, force=call.force, sources=sources)
         setting = Setting(
             document,
             dataset,
@@ -380,10 +382,13 @@ def output_path(document: Document, output: str | Path | None, suffix: str) -> P
     return document.path.with_name(f"{document.path.stem.removesuffix('.cnpass')}.{suffix}.onnx")
 
 
-def check_outputs(output: Path, *, force: bool) -> None:
-    """Refuse an output that cannot be written, or its record."""
+def check_outputs(output: Path, *, force: bool, sources: Iterable[Path]) -> None:
+    """Refuse an output that cannot be written, or its record, or that is one of the files that are read."""
+    if record_path(output) == output:
+        raise UsageError(f"{output}: is where the record goes; give the model another suffix, such as .onnx")
+    sources = list(sources)
     for path in (output, record_path(output)):
-        check_output(path, force=force)
+        check_output(path, force=force, sources=sources)
 
 
 def record_path(output: Path) -> Path:

@@ -74,6 +74,9 @@ def make_device(name: str, **parameters: float) -> DeviceModel:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         place = f", parameter {where!r}" if where else ""
+        if first["type"] == "unexpected_keyword_argument":
+            known = ", ".join(field.name for field in device.describe().fields)
+            raise UsageError(f"device {name!r} has no parameter {where!r}; it has: {known}") from None
         raise UsageError(f"device {name!r}{place}: {first['msg'].lower()}") from None
 
 

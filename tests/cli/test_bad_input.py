@@ -93,13 +93,13 @@ TABLE = {
         nothing_analog,
         ("rewrite", "{}/digits.onnx"),
         3,
-        "no node can run on a crossbar",
+        "no node of the model can run on a crossbar",
     ),
     "nothing analog, evaluate": (
         nothing_analog,
         (*EVALUATE, "{}/digits.onnx"),
         3,
-        "no node can run on a crossbar",
+        "no node of the model can run on a crossbar",
     ),
     "nothing mapped, lower": (nothing, ("lower", "{}/digits.onnx"), 3, "no analog nodes"),
     "data missing": (nothing, (*EVALUATE, "{}/digits.onnx", "--data", "{}/no.npz"), 4, "no such file"),
@@ -147,8 +147,76 @@ TABLE = {
         nothing,
         ("rewrite", "{}/digits.onnx", "-o", "{}/digits.onnx", "--force"),
         2,
-        "is the source",
+        "option --output: {}/digits.onnx is the file of MODEL, too",
     ),
+    "retrain: output is the source": (
+        nothing,
+        ("retrain", "{}/digits.onnx", "-o", "{}/digits.onnx", "--force"),
+        2,
+        "is the file of MODEL, too",
+    ),
+    "output is the data": (
+        nothing,
+        ("optimize", "{}/digits.onnx", "-o", "{}/digits.npz", "--force"),
+        2,
+        "option --output: {}/digits.npz is the file of --data, too",
+    ),
+    "output is where the record goes": (
+        nothing,
+        ("calibrate", "{}/digits.onnx", "-o", "{}/chip.json"),
+        2,
+        "is where the record goes",
+    ),
+    "split is the source": (
+        nothing,
+        ("inspect", "{}/digits.onnx", "--split", "{}/digits.onnx", "--force"),
+        2,
+        "option --split: {}/digits.onnx is the file of MODEL, too",
+    ),
+    "config is the data": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "--save-config", "{}/digits.npz", "--force", "--dry-run"),
+        2,
+        "is the file of --data, too",
+    ),
+    "config is the output": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "--save-config", "{}/q.onnx", "-o", "{}/q.onnx"),
+        2,
+        "is the file of --output, too",
+    ),
+    "config is the recipe": (
+        lambda folder: (folder / "r.toml").write_text("seed = 1\n"),
+        ("rewrite", "{}/digits.onnx", "--recipe", "{}/r.toml", "--save-config", "{}/r.toml", "--force"),
+        2,
+        "is the file of --recipe, too",
+    ),
+    "name that is no text": (
+        nothing,
+        ("inspect", "{}/n\udcff.onnx"),
+        2,
+        "names must be valid UTF-8",
+    ),
+    "no data at all": (nothing, (*EVALUATE, "{}/digits.onnx", "--data", ""), 2, "option --data"),
+    "a converter of one bit": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "-p", "map-crossbar{{dac-bits=1}}"),
+        2,
+        "pass 'map-crossbar', option 'dac-bits': a converter has 2 to",
+    ),
+    "no node to compensate": (
+        nothing,
+        ("rewrite", "{}/digits.onnx", "-p", "insert-compensation"),
+        2,
+        "option 'node' is required: one of conv1",
+    ),
+    "parameter given twice": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--param", "sigma=1", "--param", "sigma=2"),
+        2,
+        "option --param: 'sigma' is given twice",
+    ),
+    "parameter without a name": (nothing, (*EVALUATE, "{}/digits.onnx", "--param", "=1"), 2, "NAME=VALUE"),
     "output in no folder": (
         nothing,
         ("rewrite", "{}/digits.onnx", "-o", "{}/none/o.onnx"),
@@ -156,12 +224,17 @@ TABLE = {
         "there is no folder",
     ),
     "output is a folder": (nothing, ("rewrite", "{}/digits.onnx", "-o", "{}"), 2, "is a folder"),
-    "split exists": (nothing, ("inspect", "{}/digits.onnx", "--split", "{}/digits.npz"), 2, "exists already"),
-    "config exists": (
-        nothing,
-        (*EVALUATE, "{}/digits.onnx", "--save-config", "{}/digits.npz"),
+    "split exists": (
+        taken,
+        ("inspect", "{}/digits.onnx", "--split", "{}/digits.cnpass.onnx"),
         2,
-        "exists already",
+        "exists already; --force overwrites it, --split names another file",
+    ),
+    "config exists": (
+        lambda folder: (folder / "c.toml").write_text(""),
+        (*EVALUATE, "{}/digits.onnx", "--save-config", "{}/c.toml"),
+        2,
+        "exists already; name another file",
     ),
     "run folder is a file": (
         nothing,
@@ -179,7 +252,12 @@ TABLE = {
     ),
     "pipeline cut short": (nothing, ("rewrite", "{}/digits.onnx", "-p", "map-crossbar{{"), 2, "pipeline"),
     "unknown device": (nothing, (*EVALUATE, "{}/digits.onnx", "--device", "magic"), 2, "'magic' is unknown"),
-    "unknown parameter": (nothing, (*EVALUATE, "{}/digits.onnx", "--param", "x=1"), 2, "'x'"),
+    "unknown parameter": (
+        nothing,
+        (*EVALUATE, "{}/digits.onnx", "--param", "x=1"),
+        2,
+        "no parameter 'x'; it has: sigma",
+    ),
     "sigma twice": (
         nothing,
         (*EVALUATE, "{}/digits.onnx", "--sigma", 1, "--param", "sigma=1"),
@@ -215,13 +293,23 @@ def test_bad_input(cnpass, digits: Path, name: str) -> None:
     ]
     assert len(lines) == 1, done.err
     assert lines[0].startswith("cnpass: error: ")
-    assert said in lines[0]
+    assert said.replace("{}", str(folder)) in lines[0]
     assert done.code == code
     assert done.out == ""
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert not [
         path for path in folder.rglob("*") if path.suffix in {".jsonl", ".tmp"} and path.stat().st_size
     ]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate", "optimize"])
+@pytest.mark.parametrize("spoil", [nothing_analog, external])
+def test_a_model_is_refused_before_its_data_are_looked_for(cnpass, digits: Path, spoil, verb: str) -> None:
+    spoil(digits.parent)
+    (digits.parent / "digits.npz").unlink(missing_ok=True)
+    done = cnpass(verb, digits)
+    assert done.code == 3
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", [("inspect",), ("rewrite", "--dry-run")])

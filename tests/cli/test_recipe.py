@@ -65,6 +65,11 @@ def test_bad_flags(flags: dict[str, object], said: str) -> None:
         ("chips = 1", "r.toml: chips: Input should be"),
         ("colour = 1", "r.toml: colour: 'evaluate' has no such option"),
         ("chips =", "r.toml: not a TOML recipe"),
+        ("until-ci = 1\nuntil_ci = 2", "r.toml: until-ci is given twice"),
+        ("sigma = true", "r.toml: sigma: true and false say nothing here"),
+        ("chips = true", "r.toml: chips: true and false say nothing here"),
+        ("sigma = [0.1, true]", "r.toml: sigma: give a number"),
+        ("param = {sigma = true}", "r.toml: param: give a number"),
         ("chips = '\xff'", "r.toml: not a TOML recipe"),
     ],
 )

@@ -184,7 +184,7 @@ def test_changed_inputs_are_refused(cnpass, digits: Path) -> None:
     cnpass("evaluate", digits, *QUICK)
     done = cnpass("evaluate", digits, *QUICK, "--limit", 50)
     assert done.code == 2
-    assert "holds a run with another data; --restart starts over" in done.err
+    assert "holds a run with another data (or the same, limited or prepared otherwise); --restart" in done.err
     model = onnx.load(digits)
     model.doc_string = "changed"
     onnx.save_model(model, digits)

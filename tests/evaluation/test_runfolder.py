@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -139,3 +140,13 @@ def test_file_in_the_way(tmp_path: Path) -> None:
 
 def test_default_run_folder_is_beside_the_model() -> None:
     assert default_run(Path("nets/a.b.onnx")) == Path("nets/a.b.cnpass.run")
+
+
+def test_a_full_disk_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("cnpass.runfolder.write_text", full)
+    with pytest.raises(OSError, match="full"):
+        RunFolder(tmp_path / "run", "evaluate", {})
+    assert not (tmp_path / "run").exists()
