@@ -140,7 +140,7 @@ class MappingPlan:
             ModelError: no node can run on a crossbar; says why.
         """
         if not self.analog:
-            raise ModelError(f"no node of the model can run on a crossbar: {self.why_none()}")
+            raise ModelError(f"no node can run on a crossbar: {self.why_none()}")
 
     def why_none(self) -> str:
         """The most frequent reasons for which nodes with weights stay digital, for a message."""

@@ -45,7 +45,7 @@ def test_registry():
     [
         ("lognorm", {}, "device 'lognorm' is unknown; known are lognormal"),
         ("lognormal", {"sigma": -0.1}, "parameter 'sigma': input should be greater than or equal to 0"),
-        ("lognormal", {"sgima": 0.1}, "parameter 'sgima': unexpected keyword argument"),
+        ("lognormal", {"sgima": 0.1}, "has no parameter 'sgima'; it has: sigma"),
         ("lognormal", {"sigma": "much"}, "parameter 'sigma': input should be a valid number"),
     ],
 )
