@@ -36,6 +36,7 @@ ORDER = (
     "our-kinds",
     "paper",
     "best",
+    "brief",
     "best-copies",
     "chip-affine",
     "chip-low-rank",
