@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from cnpass.runtime import ops
 from cnpass.runtime.bodies import BITWISE_OPSET, function_bodies
 from cnpass.runtime.copies import SINGLE, Copies
-from cnpass.runtime.devices import DeviceModel, ScaledModel
+from cnpass.runtime.devices import DeviceModel, ScaledModel, TorchDraws
 from cnpass.runtime.library import WITHOUT_LIBRARY, has_library
 from cnpass.runtime.program import PROGRAM_DOMAIN, program_function, program_node
 from cnpass.runtime.reference import program_weight
@@ -236,16 +236,18 @@ class DeviceContract:
     def test_training_formula(self, device: DeviceModel) -> None:
         """Noise for training has the same moments, repeats with its generator, lets gradients through."""
         torch = pytest.importorskip("torch")
-        level = self.levels[-1]
-        start = torch.full((DRAWS + 1,), level)
-        start[0] = FULL
-        weight = start.requires_grad_()
-        one, again = (device.perturb(weight, torch.Generator().manual_seed(5)) for _ in range(2))
-        assert torch.equal(one, again)
-        _check_moments(one.detach().numpy()[1:].astype(np.float64), device, level)
-        (gradient,) = torch.autograd.grad(one.sum(), weight)
-        assert torch.isfinite(gradient).all()
-        assert gradient[1:].abs().mean() > 0
+        for level in (self.levels[-1], 0.0):
+            start = torch.full((DRAWS + 1,), level)
+            start[0] = FULL
+            weight = start.requires_grad_()
+            draws = (TorchDraws(weight, torch.Generator().manual_seed(5)) for _ in range(2))
+            one, again = (device.program(weight, draw, torch) for draw in draws)
+            assert torch.equal(one, again)
+            if level:  # what multiplies a weight of 0 has no deviation to measure by
+                _check_moments(one.detach().numpy()[1:].astype(np.float64), device, level)
+            (gradient,) = torch.autograd.grad(one.sum(), weight)
+            assert torch.isfinite(gradient).all()
+            assert gradient[1:].abs().mean() > 0, f"a weight of {level} would stay where it is"
 
     def _check_torch(
         self, device: DeviceModel, weight: np.ndarray, expected: np.ndarray, **where: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib
 import re
@@ -75,7 +76,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
             raise DataError(f"{path}: holds one array; give an .npz or a folder with {NAMES}")
         with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as NPZ: {_line(error)}") from error
 
 
@@ -112,16 +113,18 @@ def _read_idx(path: Path) -> Array:
 
 def _call(spec: str) -> dict[str, Array]:
     module, _, name = spec.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         arrays = getattr(importlib.import_module(module), name)()
+        if isinstance(arrays, Mapping):
+            return {str(key): np.asarray(value) for key, value in arrays.items()}
     except Exception as error:
         raise DataError(f"{spec}: {type(error).__name__}: {_line(error)}") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
-    if not isinstance(arrays, Mapping):
-        raise DataError(f"{spec}: returned {type(arrays).__name__}, not a mapping of arrays ({NAMES})")
-    return {str(key): np.asarray(value) for key, value in arrays.items()}
+        with contextlib.suppress(ValueError):  # what was called may have changed the list
+            sys.path.remove(here)
+    raise DataError(f"{spec}: returned {type(arrays).__name__}, not a mapping of arrays ({NAMES})")
 
 
 def _line(error: Exception) -> str:

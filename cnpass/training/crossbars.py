@@ -34,8 +34,9 @@ class _Milder:
 
     Attributes:
         draws: Those of a whole chip.
-        strength: 0 gives the ideal chip, 1 the device model as it is. Standard normals are multiplied by it
-            (for log-normal variation that is a factor on sigma), and so are the rates of faults.
+        strength: 0 leaves what all chips have in common (drift, levels), 1 the device model as it is.
+            Standard normals are multiplied by it (for log-normal variation that is a factor on sigma), and so
+            are the rates of faults.
         censor: Largest standard normal, before that; what is drawn above it becomes it. None for no limit.
     """
 
@@ -166,17 +167,20 @@ class Crossbars:
                     weight.clamp_(-largest, largest)
 
     def chip(self, weights: Weights, number: int, seed: int) -> dict[str, torch.Tensor]:
-        """Return what a numbered chip holds, by key, without gradients: the bits that the ops would use."""
+        """Return what a numbered chip holds, by key, without gradients: the bits that the ops would use.
+
+        The ops compute in float32; weights of another type get these values in their own.
+        """
         common: dict[str, Any] = {"seed": seed, "chip": number, "xp": torch}
         return {
             key: program_weight(
-                weights[key].detach(),
+                weights[key].detach().float(),
                 self.device,
                 stream=stream,
                 copies=self.copies.get(key, SINGLE).count,
                 more=self._more(key, weights[key]),
                 column_axis=self.columns.get(key),
                 **common,
-            )
+            ).to(weights[key].dtype)
             for key, stream in self.streams.items()
         }

@@ -219,6 +219,7 @@ class _Compiler:
     Attributes:
         opsets: Version by domain.
         values: Every tensor that is known at lift time.
+        types: ONNX element types of stored constants.
         roots: Floating constants that may be trained.
         keys: Root of every tensor that is a live view of one.
         opaque: Tensors that cannot be computed, with all that is missing for them: operators without a rule,
@@ -231,6 +232,7 @@ class _Compiler:
 
     opsets: Mapping[str, int]
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
     roots: set[str] = field(default_factory=set)
     keys: dict[str, str] = field(default_factory=dict)
     opaque: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -243,6 +245,7 @@ class _Compiler:
         """Compile one graph; constants are left in ``values``, those to train in ``parameters``."""
         result = _Graph(tuple(o.name for o in proto.output))
         for initializer in proto.initializer:
+            self.types[initializer.name] = initializer.data_type
             self._constant(initializer.name, from_proto(initializer), f"initializer {initializer.name}")
         for sparse in proto.sparse_initializer:
             self.opaque[sparse.values.name] = frozenset({f"sparse initializer {sparse.values.name}"})
@@ -284,6 +287,7 @@ class _Compiler:
             opset=opset,
             attributes=_attributes(proto),
             present=tuple(bool(i) for i in proto.input),
+            types=tuple(self.types.get(i, 0) for i in proto.input),
             outputs=max((k + 1 for k, o in enumerate(proto.output) if o), default=0),
             blocks=blocks,
         )
@@ -301,6 +305,7 @@ class _Compiler:
             self._note_use(proto, step)
             return
         if proto.op_type == "Constant" and not domain:
+            self.types.update((proto.output[0], a.t.data_type) for a in proto.attribute if a.name == "value")
             self._constant(proto.output[0], kernel(), f"Constant {label}")
             return
         known = all(not i or i in self.values for i in step.inputs)

@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
@@ -278,20 +278,6 @@ class DeviceModel(ABC):
         columns = _largest(magnitude.swapaxes(0, axis).reshape(shape[axis], -1)).reshape(shape)
         least = largest * parameters[SCALE_FLOOR]
         return functions.where(columns > least, columns, least)
-
-    def perturb(self, weight: Any, generator: Any) -> Any:
-        """Programmed weight for training: the same formula on torch's own random numbers, differentiable.
-
-        Args:
-            weight: torch.Tensor of any floating type, on any device.
-            generator: torch.Generator; the numbers are drawn where it lives and moved to the weight.
-
-        Returns:
-            torch.Tensor like `weight`.
-        """
-        import torch
-
-        return self.program(weight, TorchDraws(weight, generator), cast(Functions, torch))
 
     @classmethod
     def describe(cls) -> DeviceDescription:

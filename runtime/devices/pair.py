@@ -93,7 +93,9 @@ class PairModel(ScaledModel):
         """See `DeviceModel.respond`."""
         scale, high = parameters[FULL_SCALE], parameters["g_max"]
         low = high / parameters["on_off"]
-        ratio = functions.abs(weight) / functions.where(scale > 0.0, scale, 1.0)
+        # The bits of abs, but with a gradient where a weight is 0, which could never leave it otherwise.
+        magnitude = functions.where(weight < 0.0, 0.0 - weight, weight + 0.0)
+        ratio = magnitude / functions.where(scale > 0.0, scale, 1.0)
         active = cls.conductance(ratio, draws.normals, functions, parameters)
         active = cls.stick(active, low, high, draws, functions, parameters)
         idle = cls.conductance(0.0, lambda purpose: draws.normals(_SECOND[purpose]), functions, parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_digits.py").write_text(
         "import numpy as np\ndef arrays():\n    return {'x': np.ones((3, 2)), 'y': [0, 1, 0]}\n"
         "def broken():\n    return 1 / 0\ndef odd():\n    return 3\n"
+        "def ragged():\n    return {'x': [[1, 2], [3]]}\n"
+        "def leaves():\n    import os\n    os.chdir('/')\n    return {'x': [1]}\n"
     )
     monkeypatch.chdir(tmp_path)
     raw = load_data("my_digits:arrays")
@@ -75,6 +78,13 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("my_digits:odd")
     with pytest.raises(DataError, match="nowhere_at_all"):
         load_data("nowhere_at_all:arrays")
+    with pytest.raises(DataError, match="my_digits:ragged: ValueError: setting an array element"):
+        load_data("my_digits:ragged")
+    paths = list(sys.path)
+    raw = load_data("my_digits:leaves")
+    assert raw is not None
+    assert raw.arrays["x"].tolist() == [1]
+    assert sys.path == paths
 
 
 @pytest.mark.parametrize("model", ["net.onnx", "net.cnpass.onnx"])
@@ -95,6 +105,14 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def encrypted(path: Path) -> None:
+    np.savez(path, x=X)
+    raw = bytearray(path.read_bytes())
+    for signature, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        raw[raw.index(signature) + place] |= 1
+    path.write_bytes(raw)
+
+
 def text(path: Path) -> None:
     path.write_text("x,y\n1,2\n")
 
@@ -108,6 +126,7 @@ def single(path: Path) -> None:
     ("write", "said"),
     [
         (objects, "Object arrays cannot be loaded"),
+        (encrypted, "is encrypted"),
         (truncated, "cannot be read as NPZ"),
         (text, "cannot be read as NPZ"),
         (single, "holds one array"),

@@ -12,6 +12,7 @@ from cnpass.runtime.devices import (
     PairModel,
     Pcm,
     Reram,
+    TorchDraws,
     device_from_attributes,
     device_names,
     get_device,
@@ -120,7 +121,8 @@ def test_levels_are_whole():
 def test_levels_let_gradients_through():
     torch = pytest.importorskip("torch")
     weight = torch.linspace(-1, 1, 101, requires_grad=True)
-    programmed = Conductance(levels=4, noise=0.0).perturb(weight, torch.Generator().manual_seed(0))
+    draws = TorchDraws(weight, torch.Generator().manual_seed(0))
+    programmed = Conductance(levels=4, noise=0.0).program(weight, draws, torch)
     (gradient,) = torch.autograd.grad(programmed[1:50].sum(), weight)
     np.testing.assert_allclose(gradient[1:50], 1, rtol=1e-5)
 

@@ -171,6 +171,14 @@ def test_some_rows_have_one_copy_more(device: DeviceModel) -> None:
     assert torch.isfinite(w["w"].grad).all()
 
 
+@pytest.mark.parametrize("device", COPIED, ids=lambda device: f"{device.name}-{device.stuck_low}")
+def test_a_numbered_chip_holds_the_same_in_any_type(device: DeviceModel) -> None:
+    weight = torch.linspace(-1, 1, 40).reshape(5, 8)
+    narrow, wide = (_crossbars(device).chip({"w": w}, 5, seed=1)["w"] for w in (weight, weight.double()))
+    assert (narrow.dtype, wide.dtype) == (torch.float32, torch.float64)
+    assert torch.equal(narrow.double(), wide)
+
+
 def test_strength_scales_sigma_and_zero_is_the_ideal_chip() -> None:
     w = {"w": torch.ones(200_000)}
     half = _crossbars(LogNormal(sigma=0.6)).draw(w, torch.Generator().manual_seed(1), 0.5)

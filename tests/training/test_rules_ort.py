@@ -144,6 +144,25 @@ def test_resize_to_sizes_and_upsample(make, ort) -> None:
     _check(make, ort, "Upsample", [x], 7, scales=[1.0, 1.0, 2.0, 2.0], mode="nearest")
 
 
+@pytest.mark.parametrize(("size", "factor"), [(10, 0.7), (20, 0.9), (40, 1.4), (5, 2.6), (6, 0.6), (7, 0.4)])
+def test_resized_maps_are_as_large_as_the_runtime_makes_them(make, ort, size: int, factor: float) -> None:
+    """Scales are float32 numbers, some of which lie just below what was meant."""
+    x = _floats(np.random.default_rng(0), 1, 1, size, 3)
+    scales = np.array([1, 1, factor, 1], np.float32)
+    _check(make, ort, "Resize", [x, None, scales], 13, mode="linear")
+    _check(make, ort, "Resize", [x, scales], 10, mode="nearest")
+    if factor > 1:
+        _check(make, ort, "Upsample", [x, scales], 9, mode="nearest")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_integer_maps_are_resized(make, ort, dtype: Any) -> None:
+    x = _integers(np.random.default_rng(0), dtype, 1, 2, 4, 5)
+    scales = np.array([1, 1, 2, 1.5], np.float32)
+    _check(make, ort, "Resize", [x, None, scales], 13, mode="linear")
+    _check(make, ort, "Resize", [x, None, scales], 13, mode="nearest")
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("variant", [0, 1])
@@ -195,6 +214,55 @@ def test_reductions(make, ort, op: str, keep: int) -> None:
     _check(make, ort, f"Reduce{op}", [x], 11, axes=[0, -1], keepdims=keep)
     _check(make, ort, f"Reduce{op}", [x], 11, keepdims=keep)
     _check(make, ort, f"Reduce{op}", [x, np.array([1])], 18, keepdims=keep)
+    _check(make, ort, f"Reduce{op}", [x], 18, keepdims=keep, noop_with_empty_axes=1)
+
+
+def test_a_norm_of_zero_has_a_gradient(make) -> None:
+    """Normalisation by ReduceL2, Clip and Div, as torch exports it, of a sample of zeros."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("ReduceL2", ["h"], ["n"], axes=[1]),
+        helper.make_node("Clip", ["n", "least"], ["c"]),
+        helper.make_node("Div", ["h", "c"], ["y"]),
+    ]
+    weight = _floats(np.random.default_rng(0), 4, 3)
+    given = {"w": weight, "least": np.float32(1e-12)}
+    lifted = Lifted(make(nodes, {"x": (F, (2, 4))}, ["y"], given, opset=13))
+    lifted.weights["w"].requires_grad_(True)
+    lifted(torch.zeros(2, 4))[0].sum().backward()
+    assert torch.isfinite(lifted.weights["w"].grad).all()
+
+
+@pytest.mark.parametrize("op", ["InstanceNormalization", "GroupNormalization"])
+def test_groups_of_one_value_are_normalised_to_the_bias(make, ort, op: str) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [_floats(rng, 1, 3, 1, 1), _floats(rng, 3), _floats(rng, 3)]
+    attributes = {"num_groups": 3} if op == "GroupNormalization" else {}
+    _check(make, ort, op, arrays, 21, **attributes)
+
+
+def test_ranges_powers_and_names_of_activations_as_the_runtime_reads_them(make, ort) -> None:
+    for limits in ((5, 3, 1), (0, 7, 3), (7, 0, -2), (3, 3, 1)):
+        _check(make, ort, "Range", [np.array(v) for v in limits], 11)
+    _check(make, ort, "Pow", [np.array([1, 2, -3]), np.array(-1)], 15)
+    _check(make, ort, "Pow", [np.array([1, 2, -3]), np.array([2, 3, 0])], 15)
+    rng = np.random.default_rng(0)
+    arrays = [_floats(rng, 3, 1, 2), _floats(rng, 1, 16, 2), _floats(rng, 1, 16, 4)]
+    _check(make, ort, "LSTM", arrays, 14, outputs=3, hidden_size=4, activations=["sigmoid", "tanh", "tanh"])
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4, TensorProto.INT8, TensorProto.UINT8])
+def test_the_zero_point_says_where_values_end(make, ort, kind: int) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    x = np.array([-1000, -100, -3, 0, 5, 100, 1000], np.float32)
+    model = make(nodes, {"x": (F, x.shape)}, ["y"], {"s": np.float32(1)}, opset=21)
+    model.graph.initializer.append(helper.make_tensor("z", kind, [], [3]))
+    with torch.no_grad():
+        got = Lifted(model)(torch.from_numpy(x))[0]
+    np.testing.assert_array_equal(got.numpy(), ort(model, [x])[0])
 
 
 UNARY = (

@@ -21,8 +21,10 @@ def _div(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _pow(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     # A scalar exponent takes torch's exact paths (squares, roots); the result has the type of the base.
+    dtype = x.dtype
+    x = x if x.is_floating_point() else x.double()
     result = torch.pow(x, y.item()) if y.numel() == 1 and not y.requires_grad else torch.pow(x, y)
-    return result.to(x.dtype).expand(broadcast_shape(x, y.shape))
+    return result.to(dtype).expand(broadcast_shape(x, y.shape))
 
 
 _ARITHMETIC: dict[str, Binary] = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _div}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def range_(_node: Node) -> Kernel:
     """Range; the count follows ONNX's formula, not floating accumulation."""
 
     def kernel(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        first, last, step = start.item(), limit.item(), delta.item()
-        return torch.arange(first, last, step, dtype=start.dtype, device=start.device)
+        count = max(math.ceil((limit.item() - start.item()) / delta.item()), 0)
+        return start + torch.arange(count, dtype=start.dtype, device=start.device) * delta
 
     return kernel
 

@@ -33,9 +33,20 @@ def instance_norm(node: Node) -> Kernel:
     epsilon = node.number("epsilon", 1e-5)
 
     def kernel(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return F.group_norm(x, x.shape[1], scale, bias, epsilon)
+        return _normalised(x, x.shape[1], scale, bias, epsilon)
 
     return kernel
+
+
+def _normalised(
+    x: torch.Tensor, groups: int, scale: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    """Group normalisation; torch's own function refuses groups of a single value, which become the bias."""
+    samples, channels = x.shape[:2]
+    result: torch.Tensor = torch.native_group_norm(
+        x, scale, bias, samples, channels, math.prod(x.shape[2:]), groups, epsilon
+    )[0]
+    return result
 
 
 def _group_norm(node: Node, *, per_group: bool) -> Kernel:
@@ -45,7 +56,7 @@ def _group_norm(node: Node, *, per_group: bool) -> Kernel:
         if per_group:
             repeat = x.shape[1] // groups
             scale, bias = scale.repeat_interleave(repeat), bias.repeat_interleave(repeat)
-        return F.group_norm(x, groups, scale, bias, epsilon)
+        return _normalised(x, groups, scale, bias, epsilon)
 
     return kernel
 

@@ -22,6 +22,10 @@ _TYPE_RANGES = {
 }
 
 
+_ZERO = 2
+"""Slot of the zero point."""
+
+
 def round_through(x: torch.Tensor) -> torch.Tensor:
     """Round half to even, with the gradient of the identity."""
     return x + (torch.round(x) - x).detach()
@@ -44,15 +48,17 @@ def _aligned(parameter: torch.Tensor, x: torch.Tensor, axis: int, block: int) ->
 def quantize_linear(node: Node) -> Kernel:
     """QuantizeLinear; the output type comes from output_dtype, else from the zero point, else uint8."""
     axis, block = node.integer("axis", 1), node.integer("block_size", 0)
-    declared = node.integer("output_dtype", onnx.TensorProto.UNDEFINED)
+    stored = node.types[_ZERO] if node.has(_ZERO) else onnx.TensorProto.UINT8
+    declared = node.integer("output_dtype", onnx.TensorProto.UNDEFINED) or stored
     if declared and declared not in INTEGER_RANGES:
-        raise node.refuse(f"output_dtype={onnx.TensorProto.DataType.Name(declared)}")
+        raise node.refuse(f"output type {onnx.TensorProto.DataType.Name(declared)}")
 
     def kernel(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
         if declared:
             low, high = INTEGER_RANGES[declared]
         else:
-            low, high = (0, 255) if zero is None else _TYPE_RANGES[zero.dtype]
+            assert zero is not None  # noqa: S101 (its type is not known before it is there)
+            low, high = _TYPE_RANGES[zero.dtype]
         y = round_through(_float(x) / _aligned(scale, x, axis, block))
         if zero is not None:
             y = y + _aligned(_float(zero), x, axis, block)

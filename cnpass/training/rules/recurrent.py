@@ -12,6 +12,8 @@ State = tuple[torch.Tensor, ...]
 Direction = Callable[[torch.Tensor, int, State], tuple[torch.Tensor, State]]
 """Run one direction: (x [T, N, I], direction, state) to (y [T, N, H], last state)."""
 
+_ONE_LAYER = True, 1, 0.0, True, False, False
+"""With biases, one layer, no dropout, to be trained (cuDNN wants to know), one direction, time first."""
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
@@ -19,7 +21,7 @@ def _common(node: Node) -> tuple[int, list[str], str]:
     """Check what all three share; return hidden size, activations of one direction, direction."""
     direction = node.text("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
-    names = [str(n) for n in node.attributes.get("activations", _DEFAULTS[node.op_type] * count)]
+    names = [str(n).capitalize() for n in node.attributes.get("activations", _DEFAULTS[node.op_type] * count)]
     allowed = [["Tanh"], ["Relu"]] if node.op_type == "RNN" else [_DEFAULTS[node.op_type]]
     size = len(names) // count
     if (
@@ -97,9 +99,7 @@ def lstm(node: Node) -> Kernel:
             if p is None:
                 order = [0, 2, 3, 1]
                 weights = [_regate(t, order) for t in (w[d], r[d], input_bias, state_bias)]
-                y, h, c = torch.lstm(
-                    sequence, [state[0][None], state[1][None]], weights, True, 1, 0.0, False, False, False
-                )
+                y, h, c = torch.lstm(sequence, [state[0][None], state[1][None]], weights, *_ONE_LAYER)
                 return y, (h[0], c[0])
             return _peephole_lstm(sequence, state, (w[d], r[d], input_bias + state_bias), p[d])
 
@@ -141,7 +141,7 @@ def gru(node: Node) -> Kernel:
             input_bias, state_bias = bias[d].chunk(2)
             if after:
                 weights = [_regate(t, [1, 0, 2]) for t in (w[d], r[d], input_bias, state_bias)]
-                y, h = torch.gru(sequence, state[0][None], weights, True, 1, 0.0, False, False, False)
+                y, h = torch.gru(sequence, state[0][None], weights, *_ONE_LAYER)
                 return y, (h[0],)
             return _reset_first_gru(sequence, state[0], (w[d], r[d], input_bias + state_bias))
 
@@ -179,7 +179,7 @@ def rnn(node: Node) -> Kernel:
 
         def one(sequence: torch.Tensor, d: int, state: State) -> tuple[torch.Tensor, State]:
             weights = [w[d], r[d], *bias[d].chunk(2)]
-            y, h = function(sequence, state[0][None], weights, True, 1, 0.0, False, False, False)
+            y, h = function(sequence, state[0][None], weights, *_ONE_LAYER)
             return y, (h[0],)
 
         state = (_zeros(node, x, w, hidden) if h0 is None else h0,)

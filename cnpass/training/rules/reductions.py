@@ -18,6 +18,12 @@ def _prod(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
     return x
 
 
+def _norm(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    """Unlike a root of a sum of squares, its gradient at zero is zero, not NaN."""
+    wide = x if x.is_floating_point() else x.double()
+    return torch.linalg.vector_norm(wide, 2, axes, keep) if axes else wide.abs()
+
+
 def _typed(function: Reduction) -> Reduction:
     """Keep the input's element type; torch widens sums of small integers."""
     return lambda x, axes, keep: function(x, axes, keep).to(x.dtype)
@@ -32,11 +38,20 @@ _REDUCTIONS: dict[str, Reduction] = {
     "ReduceMin": lambda x, axes, keep: x.amin(axes, keep),
     "ReduceProd": _typed(_prod),
     "ReduceL1": _typed(lambda x, axes, keep: x.abs().sum(axes, keep)),
-    "ReduceL2": _typed(lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
+    "ReduceL2": _typed(_norm),
     "ReduceLogSum": lambda x, axes, keep: x.sum(axes, keep).log(),
     "ReduceLogSumExp": torch.logsumexp,
     "ReduceSumSquare": _typed(lambda x, axes, keep: x.square().sum(axes, keep)),
 }
+
+
+_OVER_NOTHING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "ReduceL1": torch.abs,
+    "ReduceL2": torch.abs,
+    "ReduceLogSum": torch.log,
+    "ReduceSumSquare": torch.square,
+}
+"""What reductions make of single elements, where that is not the element itself."""
 
 
 def _reduce(node: Node, function: Reduction) -> Kernel:
@@ -48,7 +63,7 @@ def _reduce(node: Node, function: Reduction) -> Kernel:
         chosen = fixed if axes is None else as_ints(axes)
         if not chosen:
             if noop:
-                return x if function is not _REDUCTIONS["ReduceL1"] else function(x, (), keep)
+                return _OVER_NOTHING.get(node.op_type, torch.Tensor.clone)(x)
             chosen = list(range(x.dim()))
         return function(x, tuple(a % x.dim() for a in chosen), keep) if x.dim() else function(x, (), keep)
 

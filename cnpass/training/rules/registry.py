@@ -48,6 +48,7 @@ class Node:
         opset: Version of the node's domain that the model imports.
         attributes: Attribute values; strings decoded, tensors as ``torch.Tensor``, subgraphs left out.
         present: For every input slot, whether it is connected.
+        types: For every input slot, the ONNX element type of a stored constant; 0 for other inputs.
         outputs: Number of outputs that something may read.
         blocks: Lifted subgraphs by attribute name.
     """
@@ -56,6 +57,7 @@ class Node:
     opset: int
     attributes: Mapping[str, Any]
     present: tuple[bool, ...]
+    types: tuple[int, ...]
     outputs: int
     blocks: Mapping[str, Block] = field(default_factory=dict)
 

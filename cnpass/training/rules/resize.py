@@ -71,6 +71,7 @@ class _Interpolation:
     nearest: Callable[[torch.Tensor], torch.Tensor]
     cubic_a: float
     exclude_outside: bool
+    legacy: bool
 
     def taps(self, size: int, target: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return source positions [taps, target] (unclamped) and their weights.
@@ -79,7 +80,9 @@ class _Interpolation:
         """
         source = self.coordinates(torch.arange(target, dtype=torch.float32), scale, size, target)
         if self.mode == "nearest":
-            return self.nearest(source)[None].long(), torch.ones(1, target)
+            # Before opset 11 this was not laid down; ONNX Runtime rounds up where a map gets smaller.
+            nearest = torch.ceil if self.legacy and scale < 1 else self.nearest
+            return nearest(source)[None].long(), torch.ones(1, target)
         base = torch.floor(source)
         t = source - base
         if self.mode == "linear":
@@ -123,7 +126,10 @@ def _target_sizes(shape: Sequence[int], sizes: list[int], policy: str) -> tuple[
     return [math.floor(d * scale + 0.5) for d in shape], [scale] * len(scales)
 
 
-def _resize(node: Node, *, coordinate_default: str, nearest_default: str) -> Kernel:
+def _resize(node: Node, *, legacy: bool) -> Kernel:
+    coordinate_default, nearest_default = (
+        ("asymmetric", "floor") if legacy else ("half_pixel", "round_prefer_floor")
+    )
     mode = node.text("mode", "nearest")
     coordinates = node.text("coordinate_transformation_mode", coordinate_default)
     if (
@@ -138,6 +144,7 @@ def _resize(node: Node, *, coordinate_default: str, nearest_default: str) -> Ker
         nearest=_NEAREST[node.text("nearest_mode", nearest_default)],
         cubic_a=node.number("cubic_coeff_a", -0.75),
         exclude_outside=node.flag("exclude_outside"),
+        legacy=legacy,
     )
     axes, policy = node.integers("axes"), node.text("keep_aspect_ratio_policy", "stretch")
 
@@ -150,13 +157,15 @@ def _resize(node: Node, *, coordinate_default: str, nearest_default: str) -> Ker
             targets, factors = _target_sizes(shape, as_ints(sizes), policy)
         elif scales is not None:
             factors = [float(v) for v in scales.reshape(-1).tolist()]
-            targets = [math.floor(d * f) for d, f in zip(shape, factors, strict=True)]
+            targets = [math.floor(np.float32(d) * np.float32(f)) for d, f in zip(shape, factors, strict=True)]
         else:
             raise ValueError("Resize needs scales or sizes")
+        dtype = x.dtype
+        x = x if mode == "nearest" or x.is_floating_point() else x.float()  # integers are cut off at the end
         for axis, target, factor in zip(chosen, targets, factors, strict=True):
             if target != x.shape[axis] or factor != 1.0:
                 x = interpolation.apply(x, axis, target, factor)
-        return x
+        return x.to(dtype)
 
     return kernel
 
@@ -164,7 +173,7 @@ def _resize(node: Node, *, coordinate_default: str, nearest_default: str) -> Ker
 @rule("Upsample", since=7)
 def upsample_attribute(node: Node) -> Kernel:
     """Upsample with scales as attribute."""
-    kernel = _resize(node, coordinate_default="asymmetric", nearest_default="floor")
+    kernel = _resize(node, legacy=True)
     scales = torch.tensor(node.attributes["scales"])
     return lambda x: kernel(x, scales)
 
@@ -172,11 +181,11 @@ def upsample_attribute(node: Node) -> Kernel:
 @rule("Upsample", "Resize", since=9, structural={1})
 def upsample(node: Node) -> Kernel:
     """Upsample 9 and Resize 10: scales as input, asymmetric coordinates."""
-    return _resize(node, coordinate_default="asymmetric", nearest_default="floor")
+    return _resize(node, legacy=True)
 
 
 @rule("Resize", since=11, structural={1, 2, 3})
 def resize(node: Node) -> Kernel:
     """Resize 11 and later: (x, roi, scales, sizes)."""
-    kernel = _resize(node, coordinate_default="half_pixel", nearest_default="round_prefer_floor")
+    kernel = _resize(node, legacy=False)
     return lambda x, _roi=None, scales=None, sizes=None: kernel(x, scales, sizes)
