@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
+from cnpass.runtime import reference
 from cnpass.training.rules.registry import Kernel, Node, rule
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
@@ -20,13 +20,9 @@ def same_pads(
     size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], mode: str
 ) -> Pads:
     """Return the padding that ``auto_pad`` SAME_UPPER or SAME_LOWER stands for at spatial extent ``size``."""
-    low, high = [], []
-    for d, k, s, dilation in zip(size, kernel, strides, dilations, strict=True):
-        total = max((math.ceil(d / s) - 1) * s + (k - 1) * dilation + 1 - d, 0)
-        small = total // 2
-        low.append(small if mode == "SAME_UPPER" else total - small)
-        high.append(total - low[-1])
-    return low, high
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = reference.same_pads(size, extent, strides, mode)
+    return pads[: len(extent)], pads[len(extent) :]
 
 
 def pad_spatial(x: torch.Tensor, low: Sequence[int], high: Sequence[int], value: float = 0.0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Half-precision floats are held and computed in float32: training needs the head-room, CPUs have no fast half
 arithmetic, and write-back rounds to the model's own type. Unsigned types wider than a byte are held in the
-next wider signed type, for which torch has full support.
+next wider signed type, for which torch has full support; sums and products in them do not wrap around.
 """
 
 from __future__ import annotations
