@@ -136,7 +136,7 @@ def test_operators_that_cannot_be_trained_are_named_and_leave_what_needs_no_grad
     for verb in (cnpass.retrain, cnpass.search):
         with pytest.raises(ModelError, match="QuickGelu"):
             verb(path, sigma=0.5)
-    record = cnpass.optimize(path, sigma=0.8, chips=12, max_overhead=0.5)
+    record = cnpass.optimize(path, sigma=0.8, chips=12, max_overhead=1)
     assert any("nothing is trained" in note and "QuickGelu" in note for note in record.notes)
     assert [rung.step for rung in record.ladder] == [
         "no correction",
