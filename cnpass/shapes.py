@@ -70,11 +70,7 @@ def infer(document: Document, samples: Mapping[str, Sequence[int]] | None = None
             holds for such samples alone.
     """
     model = _skeleton(document)
-    sizes = _sizes(model, samples or {})
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in sizes:
-                dim.dim_value = sizes[dim.dim_param]
+    _fill_in(model, samples or {})
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].dim_value <= 0 and not dims[0].dim_param:
@@ -100,11 +96,10 @@ def _known(model: ModelProto) -> dict[str, Shape]:
     return known | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 
-def _sizes(model: ModelProto, samples: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Sizes by the names of open dimensions: 1 for what counts samples, and what samples have.
+def _fill_in(model: ModelProto, samples: Mapping[str, Sequence[int]]) -> None:
+    """Give open dimensions the sizes that samples say, and those that count samples 1, by their names.
 
-    A name that an input has both leading and elsewhere counts no samples. An open dimension without a name
-    is filled in right away where samples say how large it is.
+    A name that an input has both leading and elsewhere counts no samples.
     """
     leading, elsewhere, sizes = set(), set(), {}
     for value in model.graph.input:
@@ -117,7 +112,11 @@ def _sizes(model: ModelProto, samples: Mapping[str, Sequence[int]]) -> dict[str,
                     sizes[str(dim.dim_param)] = int(size)
                 elif dim.dim_value <= 0:
                     dim.dim_value = int(size)
-    return {str(name): 1 for name in leading - elsewhere - {""}} | sizes
+    sizes = {str(name): 1 for name in leading - elsewhere - {""}} | sizes
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
 
 
 def _has_shape(value: ValueInfoProto) -> bool:

@@ -36,12 +36,11 @@ class InsertCompensation(Pass):
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         sites, reasons = find_sites(document, plan(document))
+        known = ", ".join(sites) or "none"
         if not self.node:
-            known = ", ".join(sites) or "none"
             raise UsageError(f"pass {self.name!r}, option 'node' is required: one of {known}")
         site = sites.get(self.node)
         if site is None:
-            known = ", ".join(sites) or "none"
             why = reasons.get(self.node, f"is no analog node; nodes that can be compensated: {known}")
             raise PassPreconditionError(self.name, f"node {self.node!r} {why}")
         if reason := KINDS[self.kind].unsuited(site):

@@ -16,6 +16,7 @@ from cnpass.compensation.overhead import left
 from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
+from cnpass.optimization.effort import Effort
 from cnpass.passes.centre_inputs import centre
 from cnpass.passes.pipeline import Pipeline
 from cnpass.placement.sharing import insert_all, widest
@@ -33,8 +34,6 @@ UNLIMITED = 1e9
 """Overhead for rungs that show what could be had, at whatever cost."""
 COST = 2
 """Epochs of a brief optimisation over those of training the plain network, at most."""
-_PARTS = (1, 1, 1, 1 / 3, 1 / 4)
-"""Epochs of the main job's trainings over the number that ``--epochs`` tells it."""
 TEST_SEED = 0
 """Seed of the chips of all figures."""
 
@@ -201,9 +200,16 @@ def _best(bench: Bench, rung: str) -> int:
 
 
 def _brief(bench: Bench, rung: str) -> int:
-    """The main job with so many epochs in each of its trainings that they take no more than `COST` allows."""
-    plain, _ = bench.training
-    return _optimized(bench, rung, {"epochs": max(1, int(COST * plain / sum(_PARTS)))})
+    """The main job with as many epochs in each of its trainings as `COST` allows."""
+    allowed, epochs = COST * bench.training[0], 1
+    while _total(Effort.told(epochs + 1, trials=0)) <= allowed:
+        epochs += 1
+    return _optimized(bench, rung, {"epochs": epochs})
+
+
+def _total(effort: Effort) -> int:
+    """Epochs of all trainings of the main job, which trains all weights without the penalty and with it."""
+    return 2 * effort.retrain + effort.shared + effort.compensation + effort.together
 
 
 def _optimized(bench: Bench, rung: str, lengths: dict[str, Any]) -> int:

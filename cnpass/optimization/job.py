@@ -19,7 +19,6 @@ import torch
 from cnpass.compensation import inputs, overhead
 from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.kinds import Kind
-from cnpass.compensation.overhead import cost
 from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.errors import ModelError, UsageError
@@ -274,7 +273,7 @@ class Job:
             trials: Placements to try, at most.
         """
         samples, batch, recipe = len(self.train), self.options(1).batch, self.recipe
-        macs = cost(self.plan.nodes).macs
+        macs = overhead.cost(self.plan.nodes).macs
         searched = min(len(self.val), SEARCH_SAMPLES) * CHECK_CHIPS
         size = Size(samples, batch, macs, searched)
         step = self.seconds_per_step(self.source)

@@ -294,7 +294,6 @@ def carry_out(
     dataset = datasets.prepare(document.proto, document.path, recipe)
     document.samples = dataset.shapes
     sources = [*document.sources, Path(dataset.name)]
-    check_outputs(output, force=True, sources=sources)
     for note in dataset.notes:
         (progress.warn if dataset.random else progress.note)(note)
     if trains:
