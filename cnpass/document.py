@@ -11,23 +11,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
-from cnpass import external, files
+from cnpass import external, saving
 from cnpass.calls import check_calls
 from cnpass.collector import paused_collection
 from cnpass.constants import Stored, StoredConstant, constant_proto
-from cnpass.errors import ModelError, UsageError
+from cnpass.errors import ModelError
 from cnpass.nodes import (
     all_nodes,
     bodies,
@@ -296,7 +295,7 @@ class Document:
     def fingerprint(self) -> str:
         """A hash that changes when the document does; weights count that are not the source's any more."""
         model = self.to_proto(export=_fingerprint)
-        return hashlib.sha256(_serialize(model)).hexdigest()
+        return hashlib.sha256(saving.serialize(model)).hexdigest()
 
     def constants(self) -> list[gs.Constant]:
         """Initializers: those of the source that did not lose their last reader, then new ones."""
@@ -475,59 +474,9 @@ class Document:
             UsageError: the file exists, is the source, or cannot be written.
             ModelError: external data are missing, or the model is larger than protobuf allows.
         """
-        target = Path(path)
-        model = self.to_proto()
-        targets = [target]
-        if any(external.is_external(tensor) for tensor in external.tensors(model)):
-            targets.insert(0, target.with_name(target.name + ".data"))
-        for each in targets:
-            files.check_output(each, force=force, sources=self.sources)
-        staged: dict[Path, Path] = {}
-        try:
-            with contextlib.ExitStack() as stack:
-                streams = [stack.enter_context(_stage(each, staged)) for each in targets]
-                if len(streams) > 1:
-                    external.move(model, self.base_dir, streams[0], targets[0].name)
-                data = _serialize(model)
-                streams[-1].write(data)
-                for stream in streams:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            announce(hashlib.sha256(data).hexdigest())
-            if len(targets) > 1:
-                target.unlink(missing_ok=True)  # an old model must never be seen beside new data
-            for each in targets:
-                staged[each].replace(each)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            for temporary in staged.values():
-                temporary.unlink(missing_ok=True)
-
-
-def _stage(target: Path, staged: dict[Path, Path]) -> BinaryIO:
-    """Open a new file beside a target under a name that nobody has; noted before it exists."""
-    staged[target] = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    return staged[target].open("xb")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _serialize(model: ModelProto) -> bytes:
-    try:
-        data: bytes = model.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError):
-        raise ModelError(
-            "the model is larger than 2 GB; protobuf needs its weights as external data"
-        ) from None
-    return data
+        saving.write(
+            self.to_proto(), Path(path), self.base_dir, force=force, sources=self.sources, announce=announce
+        )
 
 
 def _fingerprint(constant: gs.Constant) -> Stored:
@@ -540,7 +489,7 @@ def _fingerprint(constant: gs.Constant) -> Stored:
 def _hash(proto: ModelProto, folder: Path, path: Path | None) -> str:
     digest = hashlib.sha256()
     if path is None:
-        digest.update(_serialize(proto))
+        digest.update(saving.serialize(proto))
     else:
         external.update_hash(digest, path)
     for data in external.files(proto, folder):
