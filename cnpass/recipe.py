@@ -286,13 +286,13 @@ class SearchRecipe(TrainRecipe):
     )
     kinds: Names = Field(
         default=("gain", "residual", "probe", "bypass"),
-        description="kinds of compensation to choose from: bypass, gain, residual, probe, linear, paper",
+        description="kinds of compensation to use: bypass, gain, residual, probe, affine, linear, paper",
     )
 
     @field_validator("kinds")
     @classmethod
     def _are_kinds(cls, kinds: Names) -> Names:
-        known = ("bypass", "gain", "residual", "probe", "linear", "paper")
+        known = ("bypass", "gain", "residual", "probe", "affine", "linear", "paper")
         if not kinds or set(kinds) - set(known) or len(set(kinds)) < len(kinds):
             raise ValueError(f"give some of {', '.join(known)}, each once")
         return kinds

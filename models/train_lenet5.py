@@ -76,7 +76,7 @@ def main() -> None:
         default=HERE.parents[1] / "shared" / "data",
         help="folder with load.py, or the .npz it writes",
     )
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
+    parser.add_argument("--out", type=Path, help="file to write; default: beside this script")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
     args = parser.parse_args()
@@ -106,7 +106,8 @@ def main() -> None:
         f"{name}: 8-bit pixels, normalised (x * scale - mean) / std with "
         f"--scale {1 / 255} --mean {recipe.mean} --std {recipe.std}"
     )
-    save(to_onnx(network, name, (recipe.channels, recipe.size, recipe.size), doc), args.out / f"{name}.onnx")
+    target = args.out or HERE / f"{name}.onnx"
+    save(to_onnx(network, name, (recipe.channels, recipe.size, recipe.size), doc), target)
     print(f"{name}: validation accuracy {accuracy(network, images[held_out], labels[held_out]):.2%}")
     print(f"  test accuracy {accuracy(network, test_images, test_labels):.2%}")
 

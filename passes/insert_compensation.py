@@ -27,7 +27,9 @@ class InsertCompensation(Pass):
     name: ClassVar[str] = "insert-compensation"
 
     node: str = Field(default="", description="name of the node to compensate, as `cnpass inspect` shows it")
-    kind: Kind = Field(default="residual", description="bypass, residual, gain, probe, linear or paper")
+    kind: Kind = Field(
+        default="residual", description="bypass, residual, gain, probe, affine, linear or paper"
+    )
     ratio: float = Field(
         default=0.1, gt=0, le=4, description="filters of the generator over output channels; at least one"
     )

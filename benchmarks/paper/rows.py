@@ -30,7 +30,7 @@ class Row:
         epochs: Epochs that training the plain network takes.
         rung: Epochs of each training that shows one part of the method by itself.
         rate: Peak learning rate of every training of analog weights.
-        told: Whether searches and the main job are told that number, too; else they follow data and model.
+        told: Whether the main job is told that number, too; else its lengths follow data and model.
         width: Filters of the first convolution of VGG16; None for LeNet-5.
         parts: Images for training, for validation, and for test; None for all.
         rungs: Rungs of the row; empty for all.
@@ -107,17 +107,29 @@ class Row:
         target, took = folder / f"{name}.onnx", folder / f"{name}.seconds.json"
         if not target.exists():
             resumed, start = target.with_suffix(".pt").exists(), time.perf_counter()
-            options = ["--data", str(data), "--seed", str(seed), "--epochs", str(self.epochs)]
-            if self.width is None:
-                script = "train_lenet5.py"
-                options += ["--dataset", name.removeprefix("lenet5-"), "--out", str(folder)]
-            else:
-                script = "train_vgg16.py"
-                options += ["--width", str(self.width), "--device", device, "--out", str(target)]
-            subprocess.run([sys.executable, str(MODELS / script), *options], check=True)  # noqa: S603 (our own)
+            self.train(data, seed, self.epochs, target, device)
             seconds = None if resumed else round(time.perf_counter() - start, 1)
             took.write_text(json.dumps(seconds) + "\n")
         return target, (self.epochs, json.loads(took.read_text()) if took.exists() else None)
+
+    def train(self, data: Path, seed: int, epochs: int, target: Path, device: str) -> None:
+        """Train the plain network, and write it.
+
+        Args:
+            data: What `cut` gave.
+            seed: Seed of the training.
+            epochs: Its length.
+            target: The file to write.
+            device: Where training runs.
+        """
+        options = ["--data", str(data), "--seed", str(seed), "--epochs", str(epochs), "--out", str(target)]
+        if self.width is None:
+            script = "train_lenet5.py"
+            options += ["--dataset", self.dataset.replace("-", "").lower()]
+        else:
+            script = "train_vgg16.py"
+            options += ["--width", str(self.width), "--device", device]
+        subprocess.run([sys.executable, str(MODELS / script), *options], check=True)  # noqa: S603 (our own)
 
 
 _MNIST = {"scale": (1 / 255,), "mean": (0.1307,), "std": (0.3081,)}

@@ -46,7 +46,8 @@ GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     """Make a rung's model, and measure it on test chips: as it is, and with copies in spare rows."""
-    resumed = (bench.folder / f"{name}.run").exists()  # then nobody knows how long it took
+    kept = (bench.folder / f"{name}{suffix}" for suffix in (".run", ".pt"))
+    resumed = any(path.exists() for path in kept)  # then nobody knows how long it took
     start = time.perf_counter()
     epochs = rung.make(bench, name)
     seconds = None if resumed else round(time.perf_counter() - start, 1)
@@ -156,8 +157,12 @@ def main() -> None:
     data = row.cut(arguments.data.resolve(), folder)
     console = Console(Format.TABLE, verbose=False, quiet=False)
     plain, training = row.plain(arguments.row, data, seed, folder, arguments.device)
+
+    def train(epochs: int, target: Path) -> None:
+        row.train(data, seed, epochs, target, arguments.device)
+
     options = row.preprocess, seed, row.rung, row.rate, row.told
-    bench = Bench(plain, data, *options, folder, training, arguments.device, console)
+    bench = Bench(plain, data, *options, folder, training, arguments.device, console, train)
     names = arguments.rungs or row.rungs or (*RUNGS, *PER_CHIP)
     for name in names:
         path = folder / f"{name}.figures.json"

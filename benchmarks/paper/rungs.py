@@ -49,11 +49,12 @@ class Bench:
         seed: Seed of training and search.
         epochs: Epochs of each training that shows one part of the method by itself.
         rate: Peak learning rate of every training of analog weights.
-        told: Whether searches and the main job have that length, too, and none of their own.
+        told: Whether the main job is told that length, too, and has none of its own.
         folder: Where models and run folders go; what lies there is not made again.
         training: Epochs and seconds that training the plain network took; None for seconds that nobody knows.
         device: Where training runs: cpu or cuda.
         progress: Told what happens.
+        train: Trains the plain network for a number of epochs, and writes it to a file.
     """
 
     plain: Path
@@ -67,6 +68,7 @@ class Bench:
     training: tuple[int, float | None]
     device: str
     progress: Progress
+    train: Callable[[int, Path], None]
 
     def model(self, rung: str) -> Path:
         """Return the file of a rung's model."""
@@ -85,11 +87,6 @@ class Bench:
             "train_on": self.device,
             "progress": self.progress,
         }
-
-    @property
-    def lengths(self) -> dict[str, Any]:
-        """What verbs with lengths of their own are told of that."""
-        return {"epochs": self.epochs} if self.told else {}
 
 
 Make = Callable[[Bench, str], int]
@@ -174,9 +171,11 @@ def _retrained(start: str = "plain", **options: Any) -> Make:
 
 
 def _longer(bench: Bench, rung: str) -> int:
-    """Plain training for as many epochs as the main job took, so that no rung is bought by a weak start."""
-    best = OptimizeRecord.model_validate_json(bench.model("best").with_suffix(".json").read_text())
-    return _retrained(injection=False, epochs=_epochs(best))(bench, rung)
+    """Plain training that has the epochs of the main job, too, so that no rung is bought by a weak start."""
+    record = bench.model("best").with_suffix(".json").read_text()
+    epochs = _epochs(OptimizeRecord.model_validate_json(record))
+    bench.train(bench.training[0] + epochs, bench.model(rung))
+    return epochs
 
 
 def _copies(bench: Bench, rung: str) -> int:
@@ -186,30 +185,42 @@ def _copies(bench: Bench, rung: str) -> int:
 
 
 def _compensated(start: str, *kinds: str) -> Make:
+    """The search and what it trains, for as many epochs together as every other single part."""
+
     def make(bench: Bench, rung: str) -> int:
-        source, limit = bench.model(start), MAX_OVERHEAD
-        given = {**bench.options(rung), **bench.lengths, "kinds": kinds, "max_overhead": limit}
-        return _epochs(cnpass.search(source, **given))
+        epochs = _longest(bench.epochs, _searching)
+        given = {"epochs": epochs, "kinds": kinds, "max_overhead": MAX_OVERHEAD}
+        return _epochs(cnpass.search(bench.model(start), **bench.options(rung), **given))
 
     return make
 
 
 def _best(bench: Bench, rung: str) -> int:
     """The main job."""
-    return _optimized(bench, rung, bench.lengths)
+    return _optimized(bench, rung, {"epochs": bench.epochs} if bench.told else {})
 
 
 def _brief(bench: Bench, rung: str) -> int:
     """The main job with as many epochs in each of its trainings as `COST` allows."""
-    allowed, epochs = COST * bench.training[0], 1
-    while _total(Effort.told(epochs + 1, trials=0)) <= allowed:
+    return _optimized(bench, rung, {"epochs": _longest(COST * bench.training[0], _everything)})
+
+
+def _longest(allowed: int, total: Callable[[Effort], int]) -> int:
+    """The largest number of epochs to tell a verb so that its trainings together take those allowed."""
+    epochs = 1
+    while total(Effort.told(epochs + 1, trials=0)) <= allowed:
         epochs += 1
-    return _optimized(bench, rung, {"epochs": epochs})
+    return epochs
 
 
-def _total(effort: Effort) -> int:
+def _searching(effort: Effort) -> int:
+    """Epochs of all trainings of a search."""
+    return effort.shared + effort.compensation
+
+
+def _everything(effort: Effort) -> int:
     """Epochs of all trainings of the main job, which trains all weights without the penalty and with it."""
-    return 2 * effort.retrain + effort.shared + effort.compensation + effort.together
+    return 2 * effort.retrain + _searching(effort) + effort.together
 
 
 def _optimized(bench: Bench, rung: str, lengths: dict[str, Any]) -> int:
@@ -253,7 +264,7 @@ RUNGS = {
     "best": Rung("everything that helps, trained together", _best, grid=True),
     "brief": Rung("the same, within twice the plain network's epochs", _brief),
     "best-copies": Rung("everything that helps, trained on with copies", _copies),
-    "longer": Rung("plain, trained as long as everything that helps", _longer),
+    "longer": Rung("plain, trained for the epochs of everything that helps, too", _longer),
 }
 """In the order in which they are made: some start from another's model."""
 

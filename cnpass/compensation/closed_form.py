@@ -109,9 +109,8 @@ def fit(
 
     The linear kind becomes ``y + U G ([pool(x); y] - mean) + mean error`` by reduced-rank ridge regression of
     the clean output minus y. Its filters are in the order of what they explain, so that a narrower one is the
-    leading block of a wider one. The gain kind gets a constant factor and offset per channel, by regression
-    of y on the clean output, which unlike the other way round does not shrink signals; its generator stays as
-    drawn, without effect.
+    leading block of a wider one. The affine kind gets its factor and offset per channel by regression of y on
+    the clean output, which unlike the other way round does not shrink signals.
 
     Args:
         document: the model, not mapped; it is not changed.
@@ -153,7 +152,8 @@ def fit(
             coefficients = _FITS[choice.kind](insertion, moments, ridge)
             before = np.trace(moments.tt) + moments.count * np.sum(moments.t_mean**2)
             found = [float(error / variance) for error in (before, moments.remaining(coefficients))]
-            results.append(NodeFit(choice.node, choice.kind, width, *found))
+            filters = width if insertion.maps else 0
+            results.append(NodeFit(choice.node, choice.kind, filters, *found))
             task.describe(f"{choice.node}: error {found[0]:.3g}, then {found[1]:.3g}")
     return Fit(fitted, tuple(results))
 
@@ -197,8 +197,8 @@ def _todo(document: Document, choices: Sequence[Choice], *, behind: bool) -> lis
 
 
 def _seen(insertion: Insertion) -> gs.Tensor:
-    """What a kind looks at: the generator's input, or y alone where a constant is all that is fitted."""
-    if insertion.kind != "linear":
+    """What a kind looks at: the generator's input; y alone where there is none."""
+    if not insertion.maps:
         return insertion.site.node.outputs[0]
     weight = insertion.generator.weight
     return next(node.inputs[0] for node in insertion.nodes if any(t is weight for t in node.inputs))
@@ -213,16 +213,16 @@ def _linear(insertion: Insertion, moments: Moments, ridge: float) -> Float64:
     return found.coefficients
 
 
-def _gain(insertion: Insertion, moments: Moments, ridge: float) -> Float64:
-    """Write a constant factor and offset per channel."""
-    factor, offset = insertion.closing
-    found = calibration(moments, ridge) - 1
-    factor.bias.values = found.astype(factor.bias.dtype)
-    offset.bias.values = (moments.t_mean - found * moments.z_mean).astype(offset.bias.dtype)
-    return np.diag(found)
+def _affine(insertion: Insertion, moments: Moments, ridge: float) -> Float64:
+    """Write the factor and the offset of every channel."""
+    factors = calibration(moments, ridge)
+    offsets = moments.t_mean - (factors - 1) * moments.z_mean
+    for constant, values in zip(insertion.constants, (factors, offsets), strict=True):
+        constant.values = values.reshape(constant.shape).astype(constant.dtype)
+    return np.diag(factors - 1)
 
 
-_FITS: dict[Kind, Callable[[Insertion, Moments, float], Float64]] = {"linear": _linear, "gain": _gain}
+_FITS: dict[Kind, Callable[[Insertion, Moments, float], Float64]] = {"linear": _linear, "affine": _affine}
 """For each kind that has a closed form, what writes it; returns coefficients [inputs, outputs]."""
 
 

@@ -37,15 +37,13 @@ from cnpass.optimization.setting import (
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.placement.sharing import widest
-from cnpass.placement.space import RATIOS, Choice
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
 from cnpass.records import BeforeAfter, CalibrateRecord, Corrected, SplitSizes
 from cnpass.runtime.devices import DeviceModel, device_from_attributes
 from cnpass.runtime.ops import META_CHIP_INPUT
 
-_KINDS: dict[str, Kind] = {"affine": "gain", "low-rank": "linear"}
-"""A gain compensation fitted in closed form is a factor and an offset per channel."""
+_KINDS: dict[str, Kind] = {"affine": "affine", "low-rank": "linear"}
 _BATCH_NORM = "batch-norm"
 
 
@@ -166,7 +164,7 @@ class _Calibration:
         return record
 
     def _fit(self) -> Fit:
-        """Correct every node that can be, as wide as the limit allows; a factor per channel has no width."""
+        """Correct as many nodes, and as wide, as the limit allows."""
         if self.recipe.correction == _BATCH_NORM:
             return self._normalise()
         kind, document = _KINDS[self.recipe.correction], self.document
@@ -175,15 +173,12 @@ class _Calibration:
         if not nodes:
             why = next(iter(reasons.values()), "there is none")
             raise ModelError(f"no analog node of the model can be corrected: {why}")
-        if kind == "gain":
-            choices = tuple(Choice(node, kind, min(RATIOS)) for node in nodes)
-        else:
-            choices = widest(document, nodes, kind, limit=self.recipe.max_overhead, seed=self.seed)
-            if not choices:
-                raise ModelError(
-                    f"no correction fits within --max-overhead {self.recipe.max_overhead:g}; "
-                    "allow more, or try --correction affine"
-                )
+        choices = widest(document, nodes, kind, limit=self.recipe.max_overhead, seed=self.seed)
+        if not choices:
+            other = "" if kind == "affine" else ", or try --correction affine"
+            raise ModelError(
+                f"no correction fits within --max-overhead {self.recipe.max_overhead:g}; allow more{other}"
+            )
         chip = self.recipe.chip
         return fit(
             document,

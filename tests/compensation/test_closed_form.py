@@ -135,22 +135,20 @@ def test_tells_how_much_of_the_error_is_left(network, weights, split):
     assert found.after == pytest.approx(np.sum((t - z @ coefficients - offset) ** 2) / variance, rel=1e-5)
 
 
-def test_the_gain_kind_gets_a_factor_and_an_offset_per_channel(network, weights, split):
+def test_the_affine_kind_gets_a_factor_and_an_offset_per_channel(network, weights, split):
     document = fit(
-        network(), [Choice("conv", "gain")], split, DEVICE, chips=3, samples=64, ridge=1e-9
+        network(), [Choice("conv", "affine")], split, DEVICE, chips=3, samples=64, ridge=1e-9
     ).document
     z, t = observed(weights, split, range(FIT_CHIPS_START, FIT_CHIPS_START + 3))
     y, clean = z[:, 3:], z[:, 3:] + t
     slopes = np.array([np.polyfit(clean[:, i], y[:, i], 1)[0] for i in range(5)])
     offsets = clean.mean(axis=0) - y.mean(axis=0) / slopes
     held = constants(document)
-    np.testing.assert_allclose(held["c.gain.bias"], 1 / slopes - 1, atol=1e-5)
-    np.testing.assert_allclose(held["c.offset.bias"], offsets, atol=1e-5)
-    assert not held["c.gain.weight"].any()
-    assert not held["c.offset.weight"].any()
+    np.testing.assert_allclose(held["c.factor"].ravel(), 1 / slopes, atol=1e-5)
+    np.testing.assert_allclose(held["c.offset"].ravel(), offsets, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linear", "gain"])
+@pytest.mark.parametrize("kind", ["linear", "affine"])
 def test_recovers_an_error_of_its_own_form_exactly_node_after_node(network, build, weights, split, kind):
     """The error of every node is a linear map of its output; the second fit must see the first one's work."""
     random = np.random.default_rng(2)
@@ -212,7 +210,7 @@ def test_filters_beyond_full_rank_have_no_effect(network, split):
 def test_same_input_same_bytes_and_the_document_stays(network, split):
     document = network()
     before = written(document)
-    choices = [Choice("conv", ratio=0.5), Choice("gemm", "gain")]
+    choices = [Choice("conv", ratio=0.5), Choice("gemm", "affine")]
     first, second = (fit(document, choices, split, DEVICE, chips=2, samples=20) for _ in range(2))
     assert written(first.document) == written(second.document)
     assert first.nodes == second.nodes
@@ -298,7 +296,7 @@ def test_products_of_sequences(build, weights):
     ("choices", "options", "error", "text"),
     [
         ([Choice("conv", "residual")], {}, UsageError, "residual kind has no closed form"),
-        ([Choice("conv"), Choice("conv", "gain")], {}, UsageError, "'conv' is to be compensated twice"),
+        ([Choice("conv"), Choice("conv", "affine")], {}, UsageError, "'conv' is to be compensated twice"),
         ([Choice("nothing")], {}, ModelError, "'nothing' cannot be compensated: it is no analog node"),
         ([Choice("conv")], {"ridge": 0.0}, UsageError, "ridge is 0.0"),
         ([Choice("conv")], {"ridge": float("nan")}, UsageError, "ridge is nan"),

@@ -133,9 +133,23 @@ def test_no_variation_needs_no_correction(model: Path) -> None:
     assert record.overhead.params == 0
 
 
+def test_a_factor_and_an_offset_per_channel_are_all_that_is_inserted(model: Path) -> None:
+    record = cnpass.calibrate(model, chip=7, correction="affine", **OPTIONS)
+    assert record.kept
+    weights = {"first": 4 * 9, "second": 4 * 4 * 9, "last": 64 * 4}
+    assert record.overhead.params == 2 * 4 * len(weights) / sum(weights.values())
+    assert record.overhead.macs == 0
+    # With less allowed than that, as many nodes are corrected as fit.
+    allowed = OPTIONS | {"max_overhead": 2 * 4 / sum(weights.values())}
+    narrow = cnpass.calibrate(model, chip=7, correction="affine", force=True, **allowed)
+    assert len(narrow.nodes) == 1
+
+
 def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="--max-overhead"):
         cnpass.calibrate(model, sigma=0.5, max_overhead=0.0)
+    with pytest.raises(ModelError, match=r"--max-overhead 0; allow more$"):
+        cnpass.calibrate(model, sigma=0.5, max_overhead=0.0, correction="affine")
     with pytest.raises(ModelError, match="--correction affine"):
         cnpass.calibrate(model, sigma=0.5, correction="batch-norm")
     with pytest.raises(UsageError, match="sigma is given by --sigma already"):

@@ -38,7 +38,7 @@ def supernet(document, nodes) -> Supernet:
 def scattered(supernet, lifted):
     """The shared network with random values everywhere in its compensation."""
     forward = lifted(supernet.document)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for key in sorted(supernet.keys & forward.module.weights.keys()):
             weight = forward.module.weights[key]
@@ -105,7 +105,7 @@ def test_every_kind_and_width_of_every_node_is_masked_as_it_would_be_inserted(
             )
             assert not torch.allclose(found, plain)
             seen.append(found)
-        assert not torch.allclose(seen[0], seen[-1])
+        assert torch.allclose(seen[0], seen[-1]) == (kind == "affine")  # which has one width
 
 
 def test_costs_are_those_counted_on_the_graph(document, supernet, scattered) -> None:
@@ -173,7 +173,7 @@ def test_the_shared_network_is_in_order_whichever_kinds_a_node_has(document, nod
 
 def test_samples_and_the_cheapest_stay_within_the_limit_and_reach_every_choice(supernet) -> None:
     space = supernet.space(limit=0.2)
-    drawn = [space.sample(seed) for seed in range(300)]
+    drawn = [space.sample(seed) for seed in range(500)]
     assert all(space.excess(placement) <= 0 for placement in [*drawn, space.cheapest()])
     assert all(len({c.node for c in placement}) == len(placement) for placement in drawn)
     reached = {choice for placement in drawn for choice in placement}

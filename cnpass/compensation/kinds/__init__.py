@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import onnx_graphsurgeon as gs
 
 from cnpass.compensation.builder import Builder
+from cnpass.compensation.kinds.affine import affine, no_generator
 from cnpass.compensation.kinds.bypass import bypass, most_directions, without_bypass
 from cnpass.compensation.kinds.gain import gain
 from cnpass.compensation.kinds.linear import linear
@@ -21,7 +22,7 @@ from cnpass.compensation.kinds.probe import most_features, probe, without_probes
 from cnpass.compensation.kinds.residual import residual
 from cnpass.compensation.site import Site
 
-Kind = Literal["bypass", "residual", "gain", "probe", "linear", "paper"]
+Kind = Literal["bypass", "residual", "gain", "probe", "affine", "linear", "paper"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ KINDS: dict[Kind, Definition] = {
     "residual": Definition(residual),
     "gain": Definition(gain),
     "probe": Definition(probe, without_probes, most_features),
+    "affine": Definition(affine, widest=no_generator),
     "linear": Definition(linear),
     "paper": Definition(paper),
 }
@@ -62,6 +64,7 @@ __all__ = [
     "KINDS",
     "UNTRAINED",
     "Kind",
+    "affine",
     "bypass",
     "gain",
     "kind_names",
