@@ -4,10 +4,12 @@ The policy asks itself one parameter after another, as an objective asks for the
 mind (B. Zoph and Q. V. Le, "Neural architecture search with reinforcement learning", ICLR 2017). Every
 finished trial moves its weights along
 
-    (reward - baseline) * grad log pi(parameters) + weight * grad entropy
+    (reward - baseline) / spread * grad log pi(parameters) + weight * grad entropy
 
 (R. J. Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning",
-1992), the baseline being the moving average of the rewards before.
+1992), the baseline being the moving average of the rewards before, and spread the root of that of the squared
+differences. A trial whose parameters were given (enqueued) is no draw of the policy, so the formula does not
+hold for it: it moves the averages, and nothing else.
 
 The policy is a function of the seed and of the study's finished trials in the order of their numbers, and
 a draw one of the policy, the number of the trial and the name of the parameter. So it does not matter which
@@ -45,6 +47,8 @@ HIDDEN = 32
 """Width of the LSTM and of what it is told of each choice."""
 _DECAY = 0.9
 """Of the moving averages of reward and squared advantage."""
+_GIVEN = "fixed_params"
+"""Where Optuna notes the parameters that a trial was enqueued with."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,13 @@ class ReinforceSampler(BaseSampler):
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         for number in numbers[len(learner.learned) :]:
             trial = lessons[number]
-            self._learn(learner, _steps(trial), sign * (_taught(trial) or 0.0))
+            drawn = [] if _GIVEN in trial.system_attrs else _steps(trial)
+            self._learn(learner, drawn, sign * (_taught(trial) or 0.0))
             learner.learned.append(number)
         return learner
 
     def _learn(self, learner: _Learner, steps: Sequence[Step], reward: float) -> None:
-        """Take one step along the gradient, and the reward into the moving averages."""
+        """Take one step along the gradient, where the policy drew something; and the moving averages."""
         if learner.baseline is None:
             learner.baseline = reward
             return

@@ -16,7 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-OPTIONS = ("--sigma", "1.2", "--chips", "12", "--epochs", "12", "--trials", "3", "--max-overhead", "0.5")
+SEARCH = ("--sigma", "1.2", "--epochs", "12", "--max-overhead", "0.5")
+OPTIONS = {
+    "optimize": (*SEARCH, "--trials", "3", "--chips", "12"),
+    "search": (*SEARCH, "--trials", "12", "--workers", "2"),
+}
+STAGES = {
+    "optimize": (
+        "chips.jsonl",
+        "shared.pt",
+        "study.db",
+        "compensation.pt",
+        "retrain.pt",
+        "penalty.pt",
+        "together.pt",
+    ),
+    "search": ("shared.pt", "study.db", "compensation.pt"),
+}
+"""Files of a run in the order in which they appear."""
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -24,9 +41,9 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(model: Path) -> Start:
     """Starts ``cnpass optimize`` on the model as a process; it leaves ``out.onnx`` beside it."""
 
-    def begin(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    def begin(*arguments: object, verb: str = "optimize", **options: Any) -> subprocess.Popen[str]:
         output = model.with_name("out.onnx")
-        command = ("optimize", model, "-o", output, "--run", model.with_name("run"), *OPTIONS, *arguments)
+        command = (verb, model, "-o", output, "--run", model.with_name("run"), *OPTIONS[verb], *arguments)
         paths = filter(None, sys.path)
         return subprocess.Popen(
             [sys.executable, "-m", "cnpass", *map(str, command)],
@@ -53,33 +70,25 @@ def _change(model: Path, **arrays: np.ndarray) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_and_asked_again(model: Path, start: Start) -> None:
+@pytest.mark.parametrize("verb", STAGES)
+def test_killed_in_every_stage_and_asked_again(model: Path, start: Start, verb: str) -> None:
     """Whatever file shows up next ends the process; what is left goes on, and ends as if never killed."""
-    state, output = model.with_name("run") / "optimize", model.with_name("out.onnx")
-    seen: list[str] = []
-    for name in (
-        "chips.jsonl",
-        "retrain.pt",
-        "penalty.pt",
-        "shared.pt",
-        "study.db",
-        "compensation.pt",
-        "together.pt",
-    ):
-        process = start()
+    state, output = model.with_name("run") / verb, model.with_name("out.onnx")
+    for name in STAGES[verb]:
+        assert not (state / name).exists(), f"{name} was there before its turn"
+        process = start(verb=verb)
         while not (state / name).exists() and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        seen += [name] if (state / name).exists() else []
+        assert (state / name).exists()
         assert not output.exists()
-    assert len(seen) == 7
-    code, _, err = _finish(start("--format", "json"))
+    code, _, err = _finish(start("--format", "json", verb=verb))
     assert code == 0, err
     resumed = output.read_bytes()
     record = json.loads(output.with_suffix(".json").read_text())
     output.unlink()
-    code, _, err = _finish(start("--restart", "--force"))
+    code, _, err = _finish(start("--restart", "--force", verb=verb))
     assert code == 0, err
     assert output.read_bytes() == resumed
     again = json.loads(output.with_suffix(".json").read_text())

@@ -13,17 +13,21 @@ import torch
 
 import cnpass
 from cnpass import data as datasets
-from cnpass.compensation import closed_form
-from cnpass.compensation.closed_form import FIT_CHIPS_START
+from cnpass.compensation.activations import Runs, Tap
 from cnpass.data import Split
-from cnpass.evaluation import VALIDATION_CHIPS_START, MonteCarlo
+from cnpass.errors import UsageError
+from cnpass.evaluation import MonteCarlo
 from cnpass.optimization import calibrating
 from cnpass.optimization import run as optimizing
 from cnpass.optimization.job import TUNING_CHIPS
+from cnpass.recipe import EvaluateRecipe, OptimizeRecipe
+from cnpass.runtime.ops import IDEAL_CHIP
 from cnpass.training.crossbars import Crossbars
 
 TRAINING: dict[str, Any] = {"sigma": 1.2, "epochs": 2, "workers": 1}
 SEARCH: dict[str, Any] = TRAINING | {"trials": 3, "max_overhead": 0.5}
+VALIDATION, FITTING = range(1_000_000, 2_000_000), range(2_000_000, 3_000_000)
+"""Chips that choices may look at, and those that closed forms may."""
 VERBS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "optimize": (cnpass.optimize, SEARCH | {"chips": 4, "tune": 2}),
     "retrain": (cnpass.retrain, TRAINING | {"tune": 2}),
@@ -59,7 +63,7 @@ class _Watch:
         training: Seeds of torch generators that chips to train on were drawn from.
         validation: Chips that trainings, studies and searches chose by.
         ladder: Chips that Monte-Carlo runs chose by.
-        fitting: Chips that closed forms were fitted on.
+        fitting: Chips on which activations were looked at, as closed forms and directions need them.
         measured: Samples that Monte-Carlo runs measured on.
     """
 
@@ -84,7 +88,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], _Watch]:
 
     def start(name: str) -> _Watch:
         seen = _Watch()
-        prepare, fit = datasets.prepare, closed_form.fit
+        prepare, rows, tensors = datasets.prepare, Tap.rows, Runs.tensors
         draw, chip, values = Crossbars.draw, Crossbars.chip, MonteCarlo.values
 
         def prepared(*arguments: Any) -> Any:
@@ -110,9 +114,12 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], _Watch]:
                 seen.measured.append(self._split.x)
             return values(self, target, chips, **named)
 
-        def fitted(*arguments: Any, chips: int, **named: Any) -> Any:
-            seen.fitting.update(range(FIT_CHIPS_START, FIT_CHIPS_START + chips))
-            return fit(*arguments, chips=chips, **named)
+        def looked(work: Callable[..., Any]) -> Callable[..., Any]:
+            def looking(self: Any, inputs: Any, chip: int = IDEAL_CHIP) -> Any:
+                seen.fitting.add(chip)
+                return work(self, inputs, chip)
+
+            return looking
 
         def choosing(owner: type, method: str) -> None:
             work = getattr(owner, method)
@@ -129,7 +136,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], _Watch]:
         monkeypatch.setattr(Crossbars, "draw", drawn)
         monkeypatch.setattr(Crossbars, "chip", numbered)
         monkeypatch.setattr(MonteCarlo, "values", measured)
-        monkeypatch.setattr("cnpass.optimization.stages.fit", fitted)
+        monkeypatch.setattr(Tap, "rows", looked(rows))
+        monkeypatch.setattr(Runs, "tensors", looked(tensors))
         choosing(optimizing._Optimization, "_climb")
         choosing(calibrating._Calibration, "_fit")
         choosing(calibrating._Calibration, "_figure")
@@ -151,25 +159,36 @@ def test_neither_test_samples_nor_test_chips_decide_anything(
     assert seen.measured
     assert all(np.array_equal(x, kept["x_val"]) for x in seen.measured)
     assert seen.sealed[0].read == (name in {"optimize", "calibrate"})
+    fitting = seen.fitting - {IDEAL_CHIP}
     if name == "calibrate":  # its one chip is what it is about
-        assert seen.ladder == {7}
+        assert seen.ladder == fitting == {7}
         assert not seen.training
         assert not seen.validation
     else:
-        assert min(seen.validation | seen.ladder) >= VALIDATION_CHIPS_START
-        assert max(seen.validation | seen.ladder) < FIT_CHIPS_START
+        assert seen.validation | seen.ladder <= set(VALIDATION)
         assert not seen.validation & seen.ladder  # so no rung is flattered by a choice before it
         assert (set(TUNING_CHIPS) < seen.validation) == (name != "search")
-        assert bool(seen.fitting) == (name == "optimize")
+        assert fitting <= set(FITTING)
+        assert bool(fitting) == (name != "retrain")
         # Chips to train on have no number: their generators are seeded by hashes, far from any chip's number.
         assert min(seen.training) > 2**32
 
-    # Other test samples: fewer, of noise, with labels of chance.
-    rng = np.random.default_rng(3)
-    kept |= {"x_test": rng.normal(size=(50, 1, 8, 8)).astype(np.float32), "y_test": rng.integers(0, 4, 50)}
+    # Other test samples: fewer, of noise, with labels that the result always misses, and the source does not.
+    x = np.random.default_rng(3).normal(size=(2000, 1, 8, 8)).astype(np.float32)
+    outputs = (cnpass.Session(path).run(x)[0] for path in (tmp_path / "a.onnx", model))
+    wrong, right = (np.asarray(output).argmax(1) for output in outputs)
+    told = np.flatnonzero(wrong != right)[:50]
+    kept |= {"x_test": x[told], "y_test": right[told]}
     np.savez(model.with_suffix(".npz"), **kept)
     second = verb(model, output=tmp_path / "b.onnx", **options)
     assert (first.n.test, second.n.test) == (80, 50)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     for part in ("ladder", "tuned", "history", "trials", "placement", "nodes", "kept"):
         assert getattr(first, part, None) == getattr(second, part, None), part
+
+
+@pytest.mark.parametrize("recipe", [EvaluateRecipe, OptimizeRecipe])
+def test_final_figures_cannot_be_asked_for_chips_that_choices_looked_at(recipe: Any) -> None:
+    assert recipe.build(None, {"chips": VALIDATION.start}).chips == VALIDATION.start
+    with pytest.raises(UsageError, match="chips"):
+        recipe.build(None, {"chips": VALIDATION.start + 1})

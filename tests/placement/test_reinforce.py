@@ -136,6 +136,64 @@ def test_it_learns() -> None:
         assert np.mean(values[-30:]) > np.mean(values[:30]) + 2
 
 
+def _probabilities(sampler: ReinforceSampler, study: optuna.Study) -> np.ndarray:
+    """Of the options of the one parameter that a study has; nothing came before it."""
+    policy = sampler._learner(study).policy
+    (name,) = policy._parts
+    return policy.log_probabilities([], name).detach().exp().numpy()
+
+
+def test_every_trial_moves_the_policy_as_the_formula_says() -> None:
+    """One parameter: a softmax over biases. Averages, gradient and Adam (D. Kingma, J. Ba, 2015) by hand."""
+    rate, entropy, decay, options = 0.05, 0.3, 0.9, 4
+    sampler = ReinforceSampler(seed=1, rate=rate, entropy=entropy)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    random = np.random.default_rng(0)
+    bias, first, second = np.zeros((3, options))
+    baseline = scale = 0.0
+    for number in range(25):
+        choice, reward = int(random.integers(options)), float(random.normal(3.0, 2.0))
+        distributions = {"c": IntDistribution(0, options - 1)}
+        study.add_trial(create_trial(params={"c": choice}, distributions=distributions, value=reward))
+        learner = sampler._learner(study)
+        if number == 0:
+            baseline = reward
+            continue
+        advantage = reward - baseline
+        baseline = decay * baseline + (1 - decay) * reward
+        scale = advantage**2 if number == 1 else decay * scale + (1 - decay) * advantage**2
+        p = np.exp(bias) / np.exp(bias).sum()
+        spread = -(p * np.log(p)).sum()
+        upwards = advantage / np.sqrt(scale) * (np.eye(options)[choice] - p)
+        upwards += entropy * -p * (np.log(p) + spread)
+        first = 0.9 * first + 0.1 * upwards
+        second = 0.999 * second + 0.001 * upwards**2
+        steps = (first / (1 - 0.9**number)) / (np.sqrt(second / (1 - 0.999**number)) + 1e-8)
+        bias = bias + rate * steps
+        expected = np.exp(bias) / np.exp(bias).sum()
+        np.testing.assert_allclose(_probabilities(sampler, study), expected, rtol=1e-9)
+        assert learner.baseline == pytest.approx(baseline)
+    assert expected.max() - expected.min() > 0.1  # it has come some way
+
+
+def test_given_parameters_move_the_baseline_alone() -> None:
+    sampler = ReinforceSampler(seed=1)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for value in (0.0, 1.0, 2.0):
+        study.enqueue_trial({"size": 3})
+        trial = study.ask()
+        assert trial.suggest_int("size", 0, 5) == 3
+        study.tell(trial, value)
+    learner = sampler._learner(study)
+    assert learner.learned == [0, 1, 2]
+    assert learner.baseline == pytest.approx(0.9 * (0.9 * 0.0 + 0.1 * 1.0) + 0.1 * 2.0)
+    assert not learner.optimized
+    trial = study.ask()
+    trial.suggest_int("size", 0, 5)
+    study.tell(trial, 5.0)
+    assert _probabilities(sampler, study)[trial.params["size"]] > 1 / 6
+
+
 def test_storage_and_restarts_make_no_difference(tmp_path) -> None:
     whole = optuna.create_study(direction="maximize", sampler=ReinforceSampler(seed=5))
     whole.optimize(_objective, n_trials=20)
