@@ -126,19 +126,25 @@ def _spread(points: list[Figures]) -> str:
 
 
 def _grid(seeds: Seeds) -> str:
-    """Mean accuracy at every sigma, of the rungs that were measured there; nothing where none was."""
-    lines: list[str] = []
-    for rung in ORDER:
-        every = [rungs[rung] for rungs in seeds.values() if rung in rungs]
-        found = [figures["points"] for figures in every if len(figures["points"]) > 1]
-        if not found:
-            continue
-        if not lines:
-            sigmas = [f"{point['params']['sigma']:g}" for point in found[0]]
-            lines.append("| trained for sigma 0.5, at sigma | " + " | ".join(sigmas) + " |")
-            lines.append("|---|" + "---|" * len(sigmas))
-        cells = (_percent(point["mean"] for point in points) for points in zip(*found, strict=True))
-        lines.append(f"| {every[0]['title']} | " + " | ".join(cells) + " |")
+    """Mean accuracy at every sigma, of the rungs that were measured there; nothing where none was.
+
+    Only of training seeds for which all of these rungs were, so that lines can be compared.
+    """
+    measured = {
+        seed: [rung for rung in ORDER if rung in rungs and len(rungs[rung]["points"]) > 1]
+        for seed, rungs in seeds.items()
+    }
+    most = max(measured.values(), key=len)
+    if not most:
+        return ""
+    chosen = [seed for seed, rungs in measured.items() if rungs == most]
+    sigmas = [f"{point['params']['sigma']:g}" for point in seeds[chosen[0]][most[0]]["points"]]
+    head = f"trained for sigma 0.5, training seeds {', '.join(chosen)}; at sigma"
+    lines = [f"| {head} | " + " | ".join(sigmas) + " |", "|---|" + "---|" * len(sigmas)]
+    for rung in most:
+        found = zip(*(seeds[seed][rung]["points"] for seed in chosen), strict=True)
+        cells = (_percent(point["mean"] for point in points) for points in found)
+        lines.append(f"| {seeds[chosen[0]][rung]['title']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

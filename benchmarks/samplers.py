@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -49,6 +50,8 @@ START = "<!-- made by benchmarks/samplers.py -->"
 SIGMA = 0.5
 MARKS = (10, 20, 40)
 """Trials after which the best figure is shown."""
+BUDGET = 250
+"""Measured chips after which it is shown, too: what is given up early costs less than a trial."""
 FRESH = range(VALIDATION_CHIPS_START + CHECK_CHIPS, VALIDATION_CHIPS_START + CHECK_CHIPS + 30)
 """Chips that judge what the search's own chips have chosen."""
 CHECKS = 4
@@ -145,12 +148,19 @@ def compare(at: Bench, seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def _course(found: Found) -> dict[str, Any]:
-    """Return the best figure after each mark, and the chips that were measured until then."""
+    """Return the best figure after each mark and within the budget, and the chips measured by each mark."""
     figures = list(found.figures.values())
-    best = [max(statistics.fmean(f) for f in figures[:mark] if len(f) == len(figures[0])) for mark in MARKS]
-    given_up = sum(len(f) < len(figures[0]) for f in figures)
-    chips = [sum(map(len, figures[:mark])) for mark in MARKS]
-    return {"best": best, "chips": chips, "given up": given_up}
+    spent = list(accumulate(map(len, figures)))
+
+    def best(count: int) -> float:
+        return max(statistics.fmean(f) for f in figures[:count] if len(f) == len(figures[0]))
+
+    return {
+        "best": [best(mark) for mark in MARKS],
+        "chips": [spent[:mark][-1] for mark in MARKS],
+        "within budget": best(sum(chips <= BUDGET for chips in spent)),
+        "given up": sum(len(f) < len(figures[0]) for f in figures),
+    }
 
 
 def _key(placement: Sequence[Mapping[str, Any]]) -> str:
@@ -238,12 +248,13 @@ def table() -> str:
     store = json.loads(STORE.read_text())
     head = " | ".join(f"best after {mark}" for mark in MARKS)
     lines = [
-        f"| model | sampler | seeds | {head} | chips measured | given up | wrongly |",
-        "|---|---|---|" + "---|" * (len(MARKS) + 3),
+        f"| model | sampler | seeds | {head} | within {BUDGET} chips | chips measured | given up | wrongly |",
+        "|---|---|---|" + "---|" * (len(MARKS) + 4),
     ]
     for model, result in store.get("compare", {}).items():
         for name, runs in result["runs"].items():
             cells = [_spread([100 * run["best"][i] for run in runs]) for i in range(len(MARKS))]
+            cells.append(_spread([100 * run["within budget"] for run in runs]))
             chips = statistics.fmean(run["chips"][-1] for run in runs)
             given_up, wrongly = (sum(run[key] for run in runs) for key in ("given up", "given up wrongly"))
             cells += [f"{chips:.0f}", str(given_up), str(wrongly)]

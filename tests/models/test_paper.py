@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,56 @@ def cifar(tmp_path: Path) -> Path:
     path = tmp_path / "cifar.npz"
     np.savez(path, **arrays)
     return path
+
+
+def test_a_cut_keeps_training_validation_and_test_images_apart(
+    cifar: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rows = importlib.import_module("paper.rows")
+    row = replace(rows.ROWS["vgg16-cifar10-cut"], parts=(200, 100, 50))
+    with np.load(row.cut(cifar, tmp_path)) as cut, np.load(cifar) as whole:
+        for kind in "xy":
+            np.testing.assert_array_equal(cut[f"{kind}_train"], whole[f"{kind}_train"][:200])
+            np.testing.assert_array_equal(cut[f"{kind}_val"], whole[f"{kind}_train"][200:300])
+            np.testing.assert_array_equal(cut[f"{kind}_test"], whole[f"{kind}_test"][:50])
+        seen = {image.tobytes() for part in ("train", "val", "test") for image in cut[f"x_{part}"]}
+        assert len(seen) == 350
+
+
+def test_rungs_without_training_never_look_at_validation_or_test_images(
+    models: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "paper")
+    rungs = importlib.import_module("rungs")
+    made = []
+    with np.load(models / "digits-lenet5.npz") as file:
+        arrays = dict(file)
+    for name in ("as it is", "spoilt"):
+        data = tmp_path / f"{name}.npz"
+        spoilt = {k: v.max() - v if name == "spoilt" and "train" not in k else v for k, v in arrays.items()}
+        np.savez(data, **spoilt)
+        folder = tmp_path / name
+        folder.mkdir()
+        bench = rungs.Bench(
+            plain=models / "digits-lenet5.onnx",
+            data=data,
+            preprocess={},
+            seed=0,
+            epochs=1,
+            rate=1e-3,
+            told=True,
+            folder=folder,
+            training=(1, None),
+            device="cpu",
+            progress=Progress(),
+            train=lambda *_: None,
+        )
+        for rung in ("mean-gain", "closed-form", "probes", "centring", "bypass"):
+            assert rungs.RUNGS[rung].make(bench, rung) == 0
+        made.append({path.name: path.read_bytes() for path in folder.glob("*.onnx")})
+    assert len(made[0]) == 5
+    assert made[0] == made[1]
 
 
 def test_chips_in_torch_are_those_of_onnx_runtime(models: Path, tmp_path: Path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("script", "page", "row"),
     [
-        ("optimized", "results.md", "| `lenet5-cifar10` |"),
+        ("optimized", "results.md", "| `digits-vgg9` |"),
         ("retraining", "results.md", "`digits-vgg9`, 100 epochs"),
         ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
         ("paper_table", "paper.md", "### `lenet5-cifar10`"),
