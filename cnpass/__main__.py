@@ -21,8 +21,10 @@ _SOON, _PATIENCE = 0.01, 5.0  # seconds
 
 def main() -> None:
     """Run the command line and exit."""
+    interrupt = _Interrupt()
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _Interrupt())
+    sys.unraisablehook = interrupt.dropped
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -89,6 +91,7 @@ class _Interrupt:
 
     Python drops exceptions in the callbacks of its import locks, and some native modules crash if one comes
     while they are initialised. An import that takes longer than `_PATIENCE` is interrupted all the same.
+    Where Python drops one elsewhere, as in a finalizer, it comes again.
     """
 
     def __init__(self) -> None:
@@ -98,10 +101,21 @@ class _Interrupt:
         now = time.monotonic()
         self.since = now if self.since is None else self.since
         if _importing(frame) and now < self.since + _PATIENCE:
-            threading.Timer(_SOON, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+            _interrupt_soon()
             return
         self.since = None
         raise KeyboardInterrupt
+
+    def dropped(self, what: sys.UnraisableHookArgs) -> None:
+        """Told of an exception that Python drops."""
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            _interrupt_soon()
+        else:
+            sys.__unraisablehook__(what)
+
+
+def _interrupt_soon() -> None:
+    threading.Timer(_SOON, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
 
 def _importing(frame: FrameType | None) -> bool:
