@@ -53,7 +53,7 @@ def over_chips(
         path: File that keeps finished chips.
         progress: Told what happens.
     """
-    module = lift(document).to(device)
+    module = lift(document).on(device)
     forward = Forward(module, min(_ROWS, len(test)))
     found = plan(document)
     crossbars = [

@@ -95,7 +95,7 @@ class Job:
     def forward(self, document: Document) -> Forward:
         """Lift a variant of the source, with its batch size freed where that is safe."""
         arranged, rows = self.arranged(document)
-        return Forward(lift(arranged).to(self.torch_device), rows)
+        return Forward(lift(arranged).on(self.torch_device), rows)
 
     def arranged(self, document: Document) -> tuple[Document, int | None]:
         """Return a variant of the source as samples reach it, and samples per call where it fixes them."""

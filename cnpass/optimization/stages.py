@@ -237,7 +237,7 @@ def share(job: Job, document: Document, nodes: Sequence[str], effort: Effort) ->
     if not space.cheapest():
         return None
     network, rows = job.arranged(supernet.document)
-    forward = Forward(lift(network).to(job.torch_device), rows)
+    forward = Forward(lift(network).on(job.torch_device), rows)
     trained = train_shared(
         supernet,
         space,

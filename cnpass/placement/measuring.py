@@ -108,7 +108,7 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         base = Document.load(job.base)
         self._supernet = Supernet(base, job.nodes, job.kinds, job.ratios, seed=0)
         device = torch.device(job.torch_device)
-        self._forward = Forward(lift(Document.load(job.network)).to(device), job.rows)
+        self._forward = Forward(lift(Document.load(job.network)).on(device), job.rows)
         inputs = tuple(from_array(np.load(path)).to(device) for path in job.inputs)
         programming = make_device(job.device, **job.params)
         crossbars = Crossbars(programming, job.streams, job.columns, job.copies, job.row_axes)

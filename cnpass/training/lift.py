@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import onnx
 import torch
@@ -130,6 +130,21 @@ class Lifted(nn.Module):
         shorter = copy(self)
         vars(shorter)["_run"] = self._run.passing_by(sources)
         return shorter
+
+    def on(self, device: torch.device) -> Self:
+        """Take the module to a torch device, on CUDA with channels last, and return it."""
+        self.to(device)
+        return self.channels_last() if device.type == "cuda" else self
+
+    def channels_last(self) -> Self:
+        """Lay out weights with four axes such that channels lie last, and return the module.
+
+        Convolutions by them give images that lie so, too, which tensor cores need and what follows keeps.
+        """
+        for weight in self.parameters():
+            if weight.dim() == len("NCHW"):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        return self
 
     @property
     def device(self) -> torch.device:

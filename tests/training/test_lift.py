@@ -14,6 +14,9 @@ from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.mapping import plan
 from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.runtime.devices import LogNormal
+from cnpass.training import lipschitz
+from cnpass.training.crossbars import Crossbars
 from cnpass.training.forward import Forward, Samples
 from cnpass.training.idle import find_idle
 from cnpass.training.lift import Lifted, lift, unsupported
@@ -75,6 +78,23 @@ def test_gradients_match_finite_differences(convnet) -> None:
             module(x, weights=weights | {key: weights[key] + s})[0].square().sum() for s in (step, -step)
         )
         assert variable.grad[index].item() == pytest.approx((up - down).item() / 2e-6, rel=1e-5)
+
+
+def test_weights_that_lie_channels_last_train_as_others_do(convnet) -> None:
+    """As they lie on CUDA; a CPU takes them, too."""
+    document, x = Document(convnet), torch.from_numpy(_random((3, 1, 8, 8)))
+    gradients = []
+    for module, lie_so in ((lift(document), False), (lift(document).channels_last(), True)):
+        crossbars = Crossbars.of(plan(document), LogNormal(sigma=0.5), module.weights)
+        drawn = crossbars.draw(module.weights, torch.Generator().manual_seed(0))
+        key = "conv2.weight"
+        for held in (drawn, crossbars.chip(module.weights, 3, seed=0)):
+            assert held[key].is_contiguous(memory_format=torch.channels_last) == lie_so
+        penalty = torch.stack([lipschitz.penalty([m], 0.3) for _, m in module.matrices(crossbars.streams)])
+        (module(x, weights=drawn)[0].square().sum() + penalty.sum()).backward()
+        gradients.append({key: weight.grad for key, weight in module.weights.items()})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_nodes_in_any_order(make, ort) -> None:
