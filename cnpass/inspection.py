@@ -158,6 +158,7 @@ def _record(node: NodePlan, tile: Tile) -> NodeRecord:
         adc_conversions=placed.conversions * node.positions
         if placed and node.positions is not None
         else None,
+        compensates=node.compensates,
     )
 
 

@@ -85,6 +85,7 @@ class NodePlan:
         macs: multiply-accumulates per sample of products, convolutions and recurrent operators; None if a
             shape is not known.
         positions: vectors that the crossbar multiplies per sample; None if a shape is not known.
+        compensates: of compensation, the label of the node whose output it corrects.
     """
 
     label: str
@@ -97,6 +98,7 @@ class NodePlan:
     constants: dict[str, int] = field(default_factory=dict)
     macs: int | None = 0
     positions: int | None = None
+    compensates: str | None = None
 
     @property
     def params(self) -> int:
@@ -245,7 +247,9 @@ class _Planner:
         facts["macs"] = None if scope(node) and node.op in work.PRODUCTS else work.macs(node, self.counted)
         role = metadata.get(ops.META_ROLE)
         if role == ops.ROLE_COMPENSATION:
-            return facts | {"reason": "compensation is digital"}
+            of = metadata.get(ops.META_NAME)
+            reason = f"compensation of {of!r}" if of else f"added by {metadata.get(ops.META_PASS)}"
+            return facts | {"op_type": node.op, "reason": reason, "compensates": of}
         if ops.META_PASS in metadata and role == ops.ROLE_DIGITAL:
             return facts | {"op_type": node.op, "reason": f"digital part of {facts['op_type']}"}
         if node.domain not in STANDARD:

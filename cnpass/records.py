@@ -95,6 +95,9 @@ class NodeRecord(Frozen):
     adc_conversions: Count | None = Field(
         default=None, description="per inference; null where shapes are not known"
     )
+    compensates: str | None = Field(
+        default=None, description="of compensation: name of the node whose output it corrects"
+    )
 
 
 class InspectTotals(Frozen):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -52,13 +54,7 @@ def run(
             ">MACs",
             "reason",
         ),
-        (
-            (
-                *(n.name, n.op_type, n.domain, n.rows, n.cols, n.groups, hundredths(n.copies), n.tiles),
-                *(n.params, n.macs, n.reason),
-            )
-            for n in record.nodes
-        ),
+        _rows(record),
     )
     total = record.totals
     console.line()
@@ -78,6 +74,25 @@ def run(
             ("ADC conversions per inference", total.adc_conversions),
         ),
     )
+
+
+def _rows(record: InspectRecord) -> Iterator[tuple[object, ...]]:
+    """One row per node, but a single one for all compensation of a node."""
+    compensation = defaultdict(list)
+    for node in record.nodes:
+        compensation[node.compensates].append(node)
+    for n in record.nodes:
+        if n.compensates is None:
+            hardware = (n.rows, n.cols, n.groups, hundredths(n.copies), n.tiles)
+            yield (n.name, n.op_type, n.domain, *hardware, n.params, n.macs, n.reason)
+        elif n is compensation[n.compensates][0]:
+            nodes = compensation[n.compensates]
+            macs = [node.macs for node in nodes]
+            yield (
+                *(n.name, "compensation", n.domain, *[None] * 5, sum(node.params for node in nodes)),
+                None if None in macs else sum(filter(None, macs)),
+                f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}; --format json lists them",
+            )
 
 
 def split_text(record: InspectRecord) -> str:

@@ -104,6 +104,24 @@ def test_inspect(cnpass, digits: Path) -> None:
         assert any(node["name"] in line and node["reason"] in line for line in table.splitlines())
 
 
+def test_inspect_sums_up_compensation(cnpass, digits: Path) -> None:
+    path = digits.with_name("compensated.onnx")
+    pipeline = "fold-batch-norm,insert-compensation{kind=residual,node=conv2}"
+    assert cnpass("rewrite", digits, "-p", pipeline, "-o", path).code == 0
+    nodes = [
+        node
+        for node in check(cnpass("inspect", path, "--format", "json").out, "inspect")["nodes"]
+        if node["compensates"] == "conv2"
+    ]
+    assert len(nodes) > 2
+    assert {node["reason"] for node in nodes} == {"compensation of 'conv2'"}
+    lines = [line.split() for line in cnpass("inspect", path).out.splitlines()]
+    (line,) = [line for line in lines if line[1:2] == ["compensation"]]
+    sums = [str(sum(node[key] for node in nodes)) for key in ("params", "macs")]
+    assert line == ["conv2", "compensation", "digital", *"-----", *sums, *line[10:]]
+    assert line[10:12] == [str(len(nodes)), "nodes;"]
+
+
 def test_inspect_writes_the_split(cnpass, digits: Path) -> None:
     path = digits.with_name("split.json")
     assert cnpass("inspect", digits, "--split", path).code == 0

@@ -181,8 +181,11 @@ def test_shape_not_known_is_said(build):
 def test_compensation_is_digital(build):
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     node.metadata_props.add(key="cnpass.role", value="compensation")
+    node.metadata_props.add(key="cnpass.name", value="fc")
+    node.metadata_props.add(key="cnpass.op_type", value="Gemm")
     entry = one(build, node, {"w": weight(4, 4)})
-    assert (entry.domain, entry.reason) == ("digital", "compensation is digital")
+    assert (entry.label, entry.op_type, entry.domain) == ("fc", "MatMul", "digital")
+    assert (entry.reason, entry.compensates) == ("compensation of 'fc'", "fc")
     assert (entry.params, entry.macs) == (16, 16)
 
 

@@ -97,6 +97,8 @@ def _check(model: onnx.ModelProto, x: np.ndarray) -> None:
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5 * np.abs(before).max())
     (site,) = find_sites(document, plan(document))[0].values()
     assert site.label == "site"
+    added = [node for node in cnpass.inspect(document).nodes if node.name != "site"]
+    assert {(node.reason, node.compensates) for node in added} == {("added by centre-inputs", None)}
     document.graph.outputs.append(site.x)
     entering = Session(document.to_proto()).run([x])[1]
     axes = tuple(axis for axis in range(entering.ndim) if axis != site.axis)
