@@ -43,6 +43,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clipping at 2": {"clip_weights": 2.0},
     "censored at 2": {"censor": 2.0},
     "4 chips per step": {"draws": 4},
+    "no ramp": {"ramp": (1.0,)},
+    "distillation at 0.5": {"distillation": 0.5},
+    "penalty at 1e-4": {"beta": 1e-4},
+    "penalty at 1e-3": {"beta": 1e-3},
+    "penalty at 1e-3, no injection": {"beta": 1e-3, "injection": False},
+    "chosen by 12 short trainings": {"tune": 12},
 }
 COMMON = {"sigma": SIGMA, "draws": 1}
 """What they have in common, but for what they say themselves."""
@@ -89,7 +95,7 @@ def table() -> str:
     """Render the store: for every model a row per variant, with what it changes chip by chip."""
     store: list[Entry] = json.loads(STORE.read_text())
     lines = []
-    for model, epochs in dict.fromkeys((entry["model"], entry["epochs"]) for entry in store):
+    for model, epochs in sorted({(entry["model"], entry["epochs"]) for entry in store}):
         entries = [entry for entry in store if (entry["model"], entry["epochs"]) == (model, epochs)]
         seeds = list(dict.fromkeys(entry["seed"] for entry in entries))
         first = entries[0]

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("optimized", "results.md", "| `digits-vgg9` |"),
         ("retraining", "results.md", "`digits-vgg9`, 100 epochs"),
+        ("per_chip", "results.md", "| 62.21 | batch-norm |"),
         ("samplers", "search.md", "| `digits-vgg9` | reinforce |"),
         ("paper_table", "paper.md", "### `lenet5-cifar10`"),
         ("peer_devices", "devices.md", "| pcm, programming |"),
