@@ -79,7 +79,7 @@ def _row(record: OptimizeRecord) -> str:
         _point(record.before),
         _point(record.after),
         _percent(record.after_clean),
-        _percent(record.retention.after),
+        _percent(record.after.mean / record.clean),
         _percent(closed),
         _percent(record.overhead.params),
         macs,
@@ -99,7 +99,7 @@ _COMPENSATED = re.compile(rf"( and ({'|'.join(kind_names())}))+ compensation$")
 
 def _step(step: str) -> str:
     """The name of a rung, whatever kinds of compensation it has."""
-    if step.startswith("analog weights and") or step == "the same, trained on":
+    if step.startswith("analog weights and") or step.endswith((", trained on", ", for longer")):
         return "together"
     if step.startswith(_TRAININGS):
         return _COMPENSATED.sub("", step)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnpass.errors import UsageError
+from cnpass.errors import ModelError, UsageError
 
 
 def check_output(
@@ -44,6 +44,17 @@ def check_output(
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
+
+
+def sibling(model: Path, name: str) -> Path:
+    """Return a path beside a model.
+
+    Raises:
+        ModelError: What is said to be a model has no name, as "." and "/" have none.
+    """
+    if not model.name:
+        raise ModelError(f"{model}: is a folder, not an ONNX file")
+    return model.with_name(name)
 
 
 @contextmanager

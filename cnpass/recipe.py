@@ -28,6 +28,8 @@ from cnpass.training.schedule import LEVELS, RATE
 
 Layout = Literal["nchw", "nhwc"]
 Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
+DEFAULT_KINDS = ("gain", "residual", "probe", "bypass")
+"""Kinds of compensation that a search chooses from unless told."""
 
 
 _AS_MAPPED = "(default: as mapped nodes have it, else 256)"
@@ -157,7 +159,9 @@ class EvaluateRecipe(DataRecipe):
         default=None, description="device model (default: the mapped model's own, else lognormal)"
     )
     sigma: Numbers | None = Field(
-        default=None, description="its sigma; several give several points (default: 0.1,0.3,0.5)"
+        default=None,
+        description="its sigma; several give several points "
+        "(default: the mapped model's own, else 0.1,0.3,0.5)",
     )
     param: Assignments = Field(
         default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
@@ -180,9 +184,11 @@ class TrainRecipe(DataRecipe):
 
     extendable: ClassVar[frozenset[str]] = frozenset({"workers", "train_on"})
 
-    device: str = Field(default="lognormal", description="device model to optimise for")
+    device: str | None = Field(
+        default=None, description="device model (default: the mapped model's own, else lognormal)"
+    )
     sigma: FiniteFloat | None = Field(
-        default=None, ge=0, description="its sigma (default: the device model's)"
+        default=None, ge=0, description="its sigma (default: the mapped model's own, else the device model's)"
     )
     param: Assignments = Field(
         default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
@@ -285,8 +291,9 @@ class SearchRecipe(TrainRecipe):
         description="digital parameters and MACs allowed on top, as a fraction of the model's",
     )
     kinds: Names = Field(
-        default=("gain", "residual", "probe", "bypass"),
-        description="kinds of compensation to use: bypass, gain, residual, probe, affine, linear, paper",
+        default=DEFAULT_KINDS,
+        description="kinds of compensation to use: bypass, gain, residual, probe, affine, linear, paper; "
+        "unless told, optimize also fits linear ones in closed form",
     )
 
     @field_validator("kinds")

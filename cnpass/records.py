@@ -206,9 +206,20 @@ class Replication(Frozen):
     after: Cells
 
 
-def retention(point: Point, clean: float) -> float:
-    """The mean of a point over the clean figure of the model that came in; 0 where that is 0."""
-    return point.mean / clean if clean else 0.0
+def retained(figure: float, clean: float, metric: Metric) -> float | None:
+    """A figure over the clean one of the model that came in; 0 where that is 0.
+
+    None for a signal-to-error ratio: of decibels no fraction means anything.
+    """
+    if metric == "ser":
+        return None
+    return figure / clean if clean else 0.0
+
+
+def retention(before: float, after: float, clean: float, metric: Metric) -> BeforeAfter | None:
+    """What of the clean figure was retained before and after; None where `retained` is."""
+    was, now = (retained(figure, clean, metric) for figure in (before, after))
+    return None if was is None or now is None else BeforeAfter(before=was, after=now)
 
 
 class TrainedRecord(Record):
@@ -255,7 +266,9 @@ class OptimizeRecord(TrainedRecord):
     """What ``cnpass optimize`` did and what it brought, on test data and fresh chips."""
 
     name: ClassVar[str] = "optimize"
-    retention: BeforeAfter = Field(description="mean under variation over the clean figure that came in")
+    retention: BeforeAfter | None = Field(
+        description="mean under variation over the clean figure that came in; null for ser"
+    )
     overhead: Overhead
     placement: list[Placement]
     ladder: list[Rung]
@@ -333,9 +346,10 @@ class CalibrateRecord(Record):
     clean: float = Field(description="the model that came in, without variation")
     before: float = Field(description="the model that came in, on the chip")
     after: float = Field(description="the chip's model, on the chip")
-    retention: BeforeAfter = Field(description="figures on the chip over the clean one")
+    retention: BeforeAfter | None = Field(description="figures on the chip over the clean one; null for ser")
     kept: bool = Field(description="whether the correction helps on validation samples; else there is none")
     overhead: Overhead = Field(description="of all compensation in the chip's model")
+    added: Overhead = Field(description="what of that the correction is")
     nodes: list[Corrected]
     recipe: dict[str, JsonValue]
     hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cnpass.errors import UsageError
-from cnpass.files import naming, write_text
+from cnpass.files import naming, sibling, write_text
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
@@ -26,7 +26,7 @@ _OTHERWISE = {"data": "data (or the same, limited or prepared otherwise)"}
 
 def default_run(model: Path) -> Path:
     """The run folder of a model when none is named: ``{stem}.cnpass.run`` beside it."""
-    return model.with_name(f"{model.stem}.cnpass.run")
+    return sibling(model, f"{model.stem}.cnpass.run")
 
 
 class Journal:

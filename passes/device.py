@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field, InstanceOf
 from pydantic.dataclasses import dataclass
 
+from cnpass.errors import UsageError
 from cnpass.passes.base import PASS_CONFIG, OptionDescription, Pass, PassDescription
 from cnpass.runtime.devices import DeviceModel, LogNormal, device_names, get_device, make_device
 
@@ -29,7 +30,14 @@ class DevicePass(Pass):
         device = rest.pop("device", LogNormal.name)
         if not isinstance(device, DeviceModel):
             known = [field.name for field in fields(get_device(str(device)))]
-            device = make_device(str(device), **{key: rest.pop(key) for key in known if key in rest})
+            given = {key: rest.pop(key) for key in known if key in rest}
+            own = [option.name for option in super().describe().options]
+            for option in (key.replace("_", "-") for key in rest):
+                if option not in own:
+                    listed = ", ".join([*own, *(name.replace("_", "-") for name in known)])
+                    what = f"pass {cls.name!r} has no option {option!r} for device {str(device)!r}"
+                    raise UsageError(f"{what}; it has: {listed}")
+            device = make_device(str(device), **given)
         return super().from_options({"device": device, **rest})
 
     def options(self) -> dict[str, Any]:

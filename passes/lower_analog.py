@@ -286,7 +286,8 @@ def _unmark(document: Document) -> None:
         if name not in read:
             analog.drop_selector(document, name)
     for key in [key for key in document.metadata if key.startswith("cnpass.")]:
-        del document.metadata[key]
+        if key != ops.META_ONLY_CHIP:  # the correction stays, and whose it is
+            del document.metadata[key]
     domains = {node.domain for node in document.all_nodes()} | {f.domain for f in document.functions}
     if ops.DOMAIN not in domains:
         document.opsets.pop(ops.DOMAIN, None)

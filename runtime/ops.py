@@ -56,6 +56,8 @@ FIRST_SAMPLE_INPUT = "first_sample"
 
 META_VERSION = "cnpass.version"
 META_CHIP_INPUT = "cnpass.chip_input"
+META_ONLY_CHIP = "cnpass.only_chip"
+"""On a model that is corrected for one chip: its number."""
 META_FIRST_SAMPLE_INPUT = "cnpass.first_sample_input"
 
 META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no password)

@@ -11,7 +11,14 @@ import onnx
 
 from cnpass.errors import CnpassError, DataError, MissingDependencyError, ModelError, UsageError
 from cnpass.runtime.library import get_library_path, has_library
-from cnpass.runtime.ops import DOMAIN, IDEAL_CHIP, MAX_CHIP, META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT
+from cnpass.runtime.ops import (
+    DOMAIN,
+    IDEAL_CHIP,
+    MAX_CHIP,
+    META_CHIP_INPUT,
+    META_FIRST_SAMPLE_INPUT,
+    META_ONLY_CHIP,
+)
 
 _SILENT = 4  # ORT's severity "fatal": failures come back as exceptions, which we report in one line
 
@@ -57,6 +64,8 @@ class Session:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self._chip_input = metadata.get(META_CHIP_INPUT)
         self._first_sample_input = metadata.get(META_FIRST_SAMPLE_INPUT)
+        own = metadata.get(META_ONLY_CHIP, "") if self._chip_input else ""
+        self._only_chip = int(own) if own.isdecimal() else IDEAL_CHIP
         selectors = {self._chip_input, self._first_sample_input}
         self._types = {i.name: _dtype(i.type) for i in self._session.get_inputs() if i.name not in selectors}
         self._structures = {i.name for i in self._session.get_inputs() if not i.type.startswith("tensor(")}
@@ -68,7 +77,7 @@ class Session:
         self,
         inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray],
         *,
-        chip: int = IDEAL_CHIP,
+        chip: int | None = None,
         first_sample: int = 0,
     ) -> list[np.ndarray]:
         """All outputs, in order.
@@ -77,7 +86,8 @@ class Session:
             inputs: one array for a model with one input; several in order, or by name. Numbers are
                 converted to the model's type where that is of the same kind (float64 to float32); an array
                 of one element does for a scalar. Sequences, maps and optional values go as they are.
-            chip: number of the chip, or -1 for nominal weights.
+            chip: number of the chip, or -1 for nominal weights; None for the chip that the model is for
+                (``cnpass calibrate``), or nominal weights if it is for all.
             first_sample: index in the whole set of the batch's first sample.
 
         Returns:
@@ -91,8 +101,10 @@ class Session:
         import onnxruntime as ort
 
         feeds = self._feeds(inputs)
-        if not IDEAL_CHIP <= chip <= MAX_CHIP:
-            raise UsageError(f"chip is {chip}; it must be between {IDEAL_CHIP} and {MAX_CHIP}")
+        if chip is None:
+            chip = self._only_chip
+        if not hasattr(chip, "__index__") or not IDEAL_CHIP <= chip <= MAX_CHIP:
+            raise UsageError(f"chip is {chip}; it must be a whole number from {IDEAL_CHIP} to {MAX_CHIP}")
         if self._chip_input is not None:
             feeds[self._chip_input] = np.array(chip, np.int64)
         elif chip != IDEAL_CHIP:

@@ -6,6 +6,7 @@ from cnpass.cli.console import Console, Format, percent
 from cnpass.cli.evaluate import METRICS, UNITS, shown
 from cnpass.cli.verbs import ForceOption, ModelArgument, OutputOption
 from cnpass.recipe import CalibrateRecipe
+from cnpass.records import retained
 
 
 def run(
@@ -32,18 +33,26 @@ def run(
         ("model", f">{UNITS[metric]}", ">retention"),
         (
             ("clean", shown(record.clean, metric), None),
-            ("before", shown(record.before, metric), percent(record.retention.before)),
-            ("after", shown(record.after, metric), percent(record.retention.after)),
+            *(
+                (name, shown(figure, metric), percent(retained(figure, record.clean, metric)))
+                for name, figure in (("before", record.before), ("after", record.after))
+            ),
         ),
     )
     console.line()
-    console.table(
-        ("node", ">rank", ">error before", ">after"),
-        ((n.node, n.rank or "affine", f"{n.error_before:.3f}", f"{n.error_after:.3f}") for n in record.nodes),
-    )
-    console.line()
-    if not record.kept:
+    if record.kept:
+        console.table(
+            ("node", ">rank", ">error before", ">after"),
+            (
+                (n.node, n.rank or "affine", f"{n.error_before:.3f}", f"{n.error_after:.3f}")
+                for n in record.nodes
+            ),
+        )
+        console.line()
+    else:
         console.line("the correction does not help on validation samples, so there is none")
-    macs = percent(record.overhead.macs) or "unknown"
-    console.line(f"overhead: {percent(record.overhead.params)} parameters, {macs} MACs")
+    for name, cost in (("the correction", record.added), ("all compensation", record.overhead)):
+        console.line(
+            f"overhead of {name}: {percent(cost.params)} parameters, {percent(cost.macs) or 'unknown'} MACs"
+        )
     console.line(f"wrote {record.output}")

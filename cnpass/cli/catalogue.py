@@ -28,6 +28,8 @@ def show_device(name: NameArgument, console: Console) -> None:
     from cnpass.runtime.devices import get_device
 
     found = get_device(name).describe()
+    given = name.partition(":")[2]
+    chosen = found.presets[given].parameters if given else {}
     name = found.name
     if console.form is Format.JSON:
         console.json(json.dumps(asdict(found), indent=2))
@@ -37,8 +39,8 @@ def show_device(name: NameArgument, console: Console) -> None:
     console.line(f"source: {found.source}")
     console.line()
     console.table(
-        ("parameter", ">default", ">from", ">to", "unit", "meaning"),
-        ((f.name, f.default, f.minimum, f.maximum, f.unit, f.help) for f in found.fields),
+        ("parameter", f">{given or 'default'}", ">from", ">to", "unit", "meaning"),
+        ((f.name, chosen.get(f.name, f.default), f.minimum, f.maximum, f.unit, f.help) for f in found.fields),
     )
     if found.presets:
         console.line()

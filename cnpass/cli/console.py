@@ -63,6 +63,7 @@ class Console(Progress):
         terminal = sys.stdout.isatty()
         self._out = Rich(highlight=False, width=None if terminal else WIDE)
         self._err = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self._told: set[str] = set()
 
     def json(self, text: str) -> None:
         """Print a JSON document."""
@@ -92,13 +93,18 @@ class Console(Progress):
             self._tell("", text)
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Something worth knowing; told once."""
         if not self._quiet:
-            self._tell("note: ", text)
+            self._tell_once("note: ", text)
 
     def warn(self, text: str) -> None:
-        """Something that may make the result useless."""
-        self._tell("warning: ", text, "yellow")
+        """Something that may make the result useless; told once."""
+        self._tell_once("warning: ", text, "yellow")
+
+    def _tell_once(self, kind: str, text: str, style: str = "") -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(kind, text, style)
 
     def _tell(self, kind: str, text: str, style: str = "") -> None:
         self._err.print(escape(f"cnpass: {kind}{text}"), style=style)

@@ -18,7 +18,7 @@ from cnpass.records import (
     Replication,
     TrainedRecord,
     Tuning,
-    retention,
+    retained,
 )
 from cnpass.runfolder import default_run
 
@@ -38,8 +38,12 @@ def run(
     output = output or default_output(model)
     if dry_run:
         from cnpass.document import Document
+        from cnpass.optimization.run import check
+        from cnpass.optimization.setting import Call
 
-        print_plan(Document.load(model), console, {"recipe": recipe.identity(), "output": str(output)})
+        document = Document.load(model)
+        print_plan(document, console, {"recipe": recipe.identity(), "output": str(output)})
+        check(Call(document, None, output, force, run or default_run(model), restart, console, {}), recipe)
         return
     from cnpass.optimization import optimize
 
@@ -56,8 +60,9 @@ def run(
         console.json(record.to_json())
     else:
         print_record(record, console)
-    if recipe.min_retention is not None and record.retention.after < recipe.min_retention:
-        reached, asked = percent(record.retention.after), percent(recipe.min_retention)
+    least, kept = recipe.min_retention, record.retention
+    if least is not None and kept is not None and kept.after < least:
+        reached, asked = percent(kept.after), percent(least)
         raise GateError(
             f"{record.output} retains {reached} of the clean figure, less than the {asked} asked for"
         )
@@ -90,7 +95,10 @@ def print_points(record: TrainedRecord, samples: int, part: str, console: Consol
     console.table(
         ("model", f">clean {unit}", *figure_columns(unit), ">retention"),
         (
-            (name, shown(clean, metric), *figures(point, metric), percent(retention(point, record.clean)))
+            (
+                *(name, shown(clean, metric), *figures(point, metric)),
+                percent(retained(point.mean, record.clean, metric)),
+            )
             for name, clean, point in (
                 ("before", record.clean, record.before),
                 ("after", record.after_clean, record.after),

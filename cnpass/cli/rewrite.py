@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnpass.cli.console import Console, Format
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption
-from cnpass.files import check_output
+from cnpass.files import check_output, sibling
 from cnpass.recipe import RewriteRecipe
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def run(
     document = Document.load(model)
     if dry_run:
         print_plan(document, console, {"pipeline": str(pipeline), "output": str(output)})
+        check_output(output, force=force, sources=document.sources)
+        pipeline.run(document.copy())
         return
     _write(document, pipeline, output, console, force=force)
 
@@ -48,13 +51,13 @@ def run_lower(
     from cnpass.document import Document
     from cnpass.passes.pipeline import Pipeline
 
-    output = output or model.with_name(f"{model.stem.removesuffix('.cnpass')}.lowered.onnx")
+    output = output or sibling(model, f"{model.stem.removesuffix('.cnpass')}.lowered.onnx")
     _write(Document.load(model), Pipeline.parse("lower-analog"), output, console, force=force)
 
 
 def default_output(model: Path) -> Path:
     """Where a rewritten model goes unless said otherwise: ``{stem}.cnpass.onnx`` beside it."""
-    return model.with_name(f"{model.stem.removesuffix('.cnpass')}.cnpass.onnx")
+    return sibling(model, f"{model.stem.removesuffix('.cnpass')}.cnpass.onnx")
 
 
 def _seeded(step: Pass, seed: int | None) -> Pass:
@@ -68,7 +71,11 @@ def _seeded(step: Pass, seed: int | None) -> Pass:
 def _write(document: Document, pipeline: Pipeline, output: Path, console: Console, *, force: bool) -> None:
     check_output(output, force=force, sources=document.sources)
     result = pipeline.run(document)
+    stale = _record_of(output)
     document.save(output, force=force)
+    if stale is not None:
+        stale.unlink()
+        console.note(f"removed {stale}, the record of the model that was there")
     for note in result.notes:
         console.detail(note)
     if console.form is Format.JSON:
@@ -89,6 +96,18 @@ def _write(document: Document, pipeline: Pipeline, output: Path, console: Consol
         console.line(f"wrote {output}" + ("" if result.modified else " (nothing to change)"))
 
 
+def _record_of(output: Path) -> Path | None:
+    """The record that lies beside a model and is of that model, bit for bit; None if there is none."""
+    path = output.with_suffix(".json")
+    if path == output or not (output.is_file() and path.is_file()):
+        return None
+    try:
+        digest = json.loads(path.read_text(encoding="utf-8"))["hashes"]["output"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is somebody else's
+    return path if digest == hashlib.sha256(output.read_bytes()).hexdigest() else None
+
+
 def print_plan(document: Document, console: Console, about: dict[str, Any]) -> None:
     """What would be done: where every node would run, and why."""
     from cnpass.mapping import plan
@@ -101,7 +120,8 @@ def print_plan(document: Document, console: Console, about: dict[str, Any]) -> N
         console.json(json.dumps({"schema": 1, **about, "nodes": listed}, indent=2))
         return
     for name, value in about.items():
-        console.line(f"{name}: {value}")
+        options = value.items() if isinstance(value, dict) else ()
+        console.line(f"{name}: {', '.join(f'{option} {given}' for option, given in options) or value}")
     console.line()
     console.table(
         ("node", "op", "domain", "reason"), ((n.label, n.op_type, n.domain, n.reason) for n in nodes)

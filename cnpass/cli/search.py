@@ -52,6 +52,8 @@ def run(
     console.line()
     _print(record.front, record, "what each overhead buys", console)
     console.line()
+    if not record.kept:
+        console.line("no compensation helps on validation samples, so there is none")
     print_placement(record.placement, record.overhead, console)
     console.line(f"wrote {record.output}")
 

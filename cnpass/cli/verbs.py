@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BeforeValidator
@@ -181,13 +181,21 @@ def _flags(recipe: type[Recipe]) -> Mapping[str, Any]:
             help=help_text,
             show_default=False,
             rich_help_panel=PANEL,
-            metavar=_META[kind],
+            metavar=_choices(field.annotation) or _META[kind],
         )
         flags[name] = Annotated[kind | None, option]
     return flags
 
 
 _META: dict[Any, str | None] = {int: "N", float: "X", str: "TEXT", bool: None, list[str]: "NAME=VALUE"}
+
+
+def _choices(annotation: Any) -> str | None:
+    """The values of a field that takes some words only, as help shows them; None for others."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    parts = get_args(annotation) if get_origin(annotation) in {Union, types.UnionType} else ()
+    return next(filter(None, map(_choices, parts)), None)
 
 
 def _kind(annotation: Any) -> Any:

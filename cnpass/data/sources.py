@@ -20,6 +20,8 @@ from cnpass.errors import DataError
 
 NAMES = "x_train, y_train, x_val, y_val, x_test, y_test, or x and y"
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_APPENDED = re.compile(r"(\.(cnpass|retrained|compensated|lowered|chip\d+))+$")
+"""What verbs append to the name of a model."""
 _IDX_FILE = re.compile(r"(train|t10k)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 _IDX_NAME = {"train": "train", "t10k": "test", "images": "x", "labels": "y"}
 _IDX_TYPE = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -61,8 +63,11 @@ def load_data(source: str | Path | None, model: Path | None = None) -> RawData |
 
 
 def beside(model: Path) -> Path | None:
-    """Return the NPZ file that has a model's name and lies beside it, if there is one."""
-    for stem in (model.stem, model.stem.removesuffix(".cnpass")):
+    """Return the NPZ file that has a model's name and lies beside it, if there is one.
+
+    What verbs append to a name (``digits.cnpass.onnx``, ``digits.chip7.onnx``) may be missing from it.
+    """
+    for stem in (model.stem, _APPENDED.sub("", model.stem)):
         path = model.with_name(f"{stem}.npz")
         if path.is_file():
             return path

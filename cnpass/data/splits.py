@@ -95,13 +95,13 @@ def _check(raw: RawData, parts: dict[str, Part]) -> None:
             raise DataError(f"{raw.name}: has y{suffix} but no x{suffix}")
         if labelled and part.y is None:
             raise DataError(f"{raw.name}: x{suffix} has no labels y{suffix}, though other parts have labels")
-        lengths = {len(array) for array in part.x.values()}
+        lengths = list(dict.fromkeys(len(array) for array in part.x.values()))
         if part.y is not None:
             if part.y.ndim == 0:
                 raise DataError(f"{raw.name}: y{suffix} is a scalar, not one label per sample")
-            lengths.add(len(part.y))
-        if len(lengths) > 1:
-            counts = " and ".join(map(str, sorted(lengths)))
+            lengths.append(len(part.y))
+        if len(set(lengths)) > 1:
+            counts = " and ".join(map(str, lengths))
             raise DataError(f"{raw.name}: arrays of x{suffix} and y{suffix} differ in length ({counts})")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,15 @@ import onnx
 from cnpass import data as datasets
 from cnpass.data import Dataset
 from cnpass.document import Document, as_document
-from cnpass.errors import UsageError
-from cnpass.evaluation.montecarlo import MonteCarlo, analog_attributes
+from cnpass.evaluation.chosen import analog_attributes, check_sigma, chosen_parameters, only_chip
+from cnpass.evaluation.montecarlo import MonteCarlo
 from cnpass.functions import check_analog
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import DataInfo, EvaluateRecord, ModelInfo
 from cnpass.runfolder import RunFolder
 from cnpass.runtime.devices import DeviceModel, get_device, make_device
-from cnpass.runtime.ops import PROGRAMMED
 
-DEFAULT_DEVICE = "lognormal"
 DEFAULT_SIGMAS = (0.1, 0.3, 0.5)
 
 
@@ -64,6 +61,13 @@ def evaluate(
     document = as_document(model)
     devices = chosen_devices(chosen, document)
     check_analog(document)
+    notes = []
+    if (chip := only_chip(document)) is not None:
+        notes.append(
+            f"the model is corrected for chip {chip} alone, and measured on others here; the record of "
+            "cnpass calibrate has its own figure"
+        )
+        progress.warn(notes[0])
     identity = {"model": document.sha256}
     dataset = datasets.prepare(document.proto, document.path, chosen, parts=("test",))
     _tell(dataset, progress)
@@ -98,7 +102,7 @@ def evaluate(
             n=len(split),
             clean=chips.clean,
             points=points,
-            notes=chips.notes,
+            notes=[*notes, *chips.notes],
             seconds=round(time.perf_counter() - start, 3),
         )
 
@@ -114,27 +118,18 @@ def chosen_devices(recipe: EvaluateRecipe, document: Document) -> list[DeviceMod
     Raises:
         UsageError: the device model is unknown, or has no such parameter.
     """
-    attributes = analog_attributes(document)
     asked = recipe.device is not None or recipe.sigma is not None or bool(recipe.param)
-    if attributes is not None and not asked:
+    if not asked and analog_attributes(document) is not None:
         return [None]
-    name = recipe.device or str((attributes or {}).get("device", DEFAULT_DEVICE))
-    if name == PROGRAMMED:
-        raise UsageError(
-            "the model's weights are programmed by nodes of its own; --sigma and --param do not apply"
-        )
-    if recipe.sigma is not None:
-        return list(_swept(name, recipe.param, recipe.sigma))
-    if "sigma" in _parameters(name) and "sigma" not in recipe.param:
-        return list(_swept(name, recipe.param, DEFAULT_SIGMAS))
-    return [make_device(name, **recipe.param)]
+    check_sigma(recipe.sigma, recipe.param)
+    name, parameters = chosen_parameters(document, recipe.device, recipe.param)
+    sigmas = recipe.sigma
+    if sigmas is None and "sigma" in _parameters(name) and "sigma" not in parameters:
+        sigmas = DEFAULT_SIGMAS
+    if sigmas is None:
+        return [make_device(name, **parameters)]
+    return [make_device(name, **parameters | {"sigma": sigma}) for sigma in sigmas]
 
 
 def _parameters(name: str) -> set[str]:
     return {parameter.name for parameter in get_device(name).describe().fields}
-
-
-def _swept(name: str, param: Mapping[str, float], sigmas: tuple[float, ...]) -> list[DeviceModel]:
-    if "sigma" in param:
-        raise UsageError("option --param: sigma is given by --sigma already")
-    return [make_device(name, **param, sigma=sigma) for sigma in sigmas]

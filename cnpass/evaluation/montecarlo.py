@@ -20,16 +20,16 @@ from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import feeding, metrics
+from cnpass.evaluation.chosen import analog_attributes, own_device
 from cnpass.evaluation.pool import Pool, default_workers
 from cnpass.evaluation.runner import ChipRunner, Job, Unit
 from cnpass.evaluation.statistics import half_width, summarise
-from cnpass.passes import analog
 from cnpass.passes.lower_analog import LowerAnalog
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress, Task
 from cnpass.records import Metric, Point
 from cnpass.runfolder import Journal
-from cnpass.runtime.devices import DeviceModel, device_from_attributes
+from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.library import has_library
 
 VALIDATION_CHIPS_START = 1_000_000
@@ -38,12 +38,6 @@ VALIDATION_CHIPS_START = 1_000_000
 _STOP_FROM = 20
 _STOP_EVERY = 10
 """Chip counts at which a tight interval may end a point early; fixed, so that the result is repeatable."""
-
-
-def analog_attributes(document: Document) -> dict[str, Any] | None:
-    """Attributes of the first analog node of a mapped model; None if the model is not mapped."""
-    node = next(iter(analog.analog_nodes(document)), None)
-    return None if node is None else dict(node.attrs)
 
 
 @dataclass(frozen=True)
@@ -205,7 +199,7 @@ class MonteCarlo:
         if device is None:
             if attributes is None:
                 raise ModelError("the model is not mapped to analog chips, so a device model is needed")
-            device = device_from_attributes(shortest(attributes))
+            device = own_device(attributes)
             if device is None:  # programmed upstream, by nodes of a third party
                 return Target(
                     document, document, str(attributes["device"]), {}, int(attributes.get("seed", 0))
@@ -357,11 +351,6 @@ def _digest(document: Document) -> str:
     digest = hashlib.sha256(document.sha256.encode())
     digest.update(document.to_proto().SerializeToString(deterministic=True))
     return digest.hexdigest()[:16]
-
-
-def shortest(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with floats in the fewest digits that give the same float32, which is what ONNX stores."""
-    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in attributes.items()}
 
 
 def _stored(store: Journal | None, key: dict[str, Any]) -> dict[int, float]:

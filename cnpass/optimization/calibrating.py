@@ -22,13 +22,11 @@ from cnpass.data import Split
 from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
-from cnpass.evaluation.evaluate import DEFAULT_DEVICE
-from cnpass.evaluation.montecarlo import analog_attributes, shortest
+from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
 from cnpass.files import write_text
 from cnpass.mapping import plan
 from cnpass.optimization.setting import (
     check_outputs,
-    chosen_device,
     lost,
     output_path,
     record_path,
@@ -39,9 +37,8 @@ from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.placement.sharing import widest
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
-from cnpass.records import BeforeAfter, CalibrateRecord, Corrected, SplitSizes
-from cnpass.runtime.devices import DeviceModel, device_from_attributes
-from cnpass.runtime.ops import META_CHIP_INPUT
+from cnpass.records import CalibrateRecord, Corrected, Overhead, SplitSizes, retention
+from cnpass.runtime.ops import META_CHIP_INPUT, META_ONLY_CHIP
 
 _KINDS: dict[str, Kind] = {"affine": "affine", "low-rank": "linear"}
 _BATCH_NORM = "batch-norm"
@@ -94,9 +91,10 @@ class _Calibration:
     def __init__(self, source: Document, recipe: CalibrateRecipe, progress: Progress) -> None:
         self.started = time.perf_counter()
         self.source, self.recipe, self.progress = source, recipe, progress
-        attributes = analog_attributes(source) or {}
-        self.device = _device(attributes, recipe)
-        self.seed = int(attributes.get("seed", 0)) if recipe.seed is None else recipe.seed
+        refuse_only_chip(source)
+        self.device = chosen_device(source, recipe.device, recipe.sigma, recipe.param)
+        own = analog_attributes(source) or {}
+        self.seed = int(own.get("seed", 0)) if recipe.seed is None else recipe.seed
         self.document = unmapped(source)
         plan(self.document).check()
         if recipe.correction != _BATCH_NORM:
@@ -124,7 +122,7 @@ class _Calibration:
         with self._chips(dataset.test) as test:
             before, after = (self._on_chip(test, document) for document in (self.document, best))
             self._write(best, output, force=force)
-            clean = test.clean
+            clean, found, had = test.clean, overhead(best), overhead(self.document)
             record = CalibrateRecord(
                 input=str(self.source.path or ""),
                 output=str(output),
@@ -136,11 +134,13 @@ class _Calibration:
                 clean=clean,
                 before=before,
                 after=after,
-                retention=BeforeAfter(
-                    before=before / clean if clean else 0.0, after=after / clean if clean else 0.0
-                ),
+                retention=retention(before, after, clean, test.metric),
                 kept=kept,
-                overhead=overhead(best),
+                overhead=found,
+                added=Overhead(
+                    params=found.params - had.params,
+                    macs=None if found.macs is None or had.macs is None else found.macs - had.macs,
+                ),
                 nodes=[
                     Corrected(
                         node=node.node,
@@ -229,17 +229,5 @@ class _Calibration:
         selector = mapped.tensors()[mapped.metadata[META_CHIP_INPUT]]
         if hasattr(selector, "values"):  # an overridable initializer, else an input that callers must give
             selector.values = np.array(self.recipe.chip, np.int64)
+        mapped.metadata[META_ONLY_CHIP] = str(self.recipe.chip)
         mapped.save(output, force=force)
-
-
-def _device(attributes: dict[str, Any], recipe: CalibrateRecipe) -> DeviceModel:
-    """The device model of a mapped model, unless another one is asked for."""
-    if recipe.device is None and recipe.sigma is None and not recipe.param and attributes:
-        device = device_from_attributes(shortest(attributes))
-        if device is None:
-            raise ModelError(
-                "the model's weights are programmed by nodes of its own; name a --device to fit for"
-            )
-        return device
-    name = recipe.device or str(attributes.get("device", DEFAULT_DEVICE))
-    return chosen_device(name, recipe.sigma, recipe.param)

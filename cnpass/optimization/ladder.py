@@ -67,7 +67,12 @@ class Ladder:
 
     @property
     def missing(self) -> float:
-        """What the best so far lacks of the clean figure, as a fraction of it; never below 0."""
+        """What the best so far lacks of the clean figure, as a fraction of it; never below 0.
+
+        All of it where that is in decibels, of which no fraction means anything.
+        """
+        if self.chips.metric == "ser":
+            return 1.0
         clean = self.chips.clean
         mean = sum(self._values) / len(self._values)
         return max(0.0, 1 - mean / clean) if clean > 0 else 0.0

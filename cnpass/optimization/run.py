@@ -11,17 +11,20 @@ import onnx
 from cnpass.compensation.kinds import UNTRAINED
 from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
+from cnpass.errors import UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.optimization import stages
 from cnpass.optimization.effort import Effort
 from cnpass.optimization.job import Job
 from cnpass.optimization.ladder import Ladder
-from cnpass.optimization.setting import Call, Setting, build, carry_out
+from cnpass.optimization.setting import Call, Setting, build, carry_out, prepare
 from cnpass.optimization.tuning import tune
 from cnpass.placement import space
 from cnpass.progress import Progress
 from cnpass.recipe import OptimizeRecipe
-from cnpass.records import BeforeAfter, OptimizeRecord, Placement, Point, Tuning, retention
+from cnpass.records import OptimizeRecord, Placement, Point, Tuning, retention
+
+_SUFFIX = "cnpass"
 
 
 def optimize(
@@ -64,8 +67,16 @@ def optimize(
     """
     call = Call(model, data, output, force, run, restart, progress, options)
     chosen = build(OptimizeRecipe, recipe, call)
-    trains = chosen.retrain or chosen.compensation
-    return carry_out(call, chosen, OptimizeRecord, "cnpass", _Optimization.result, trains=trains)
+    return carry_out(call, chosen, OptimizeRecord, _SUFFIX, _Optimization.result, trains=_trains(chosen))
+
+
+def check(call: Call, recipe: OptimizeRecipe) -> None:
+    """Raise what `optimize` would before it begins to work; nothing is written."""
+    prepare(call, recipe, _SUFFIX, trains=_trains(recipe))
+
+
+def _trains(recipe: OptimizeRecipe) -> bool:
+    return recipe.retrain or recipe.compensation
 
 
 class _Optimization:
@@ -81,6 +92,11 @@ class _Optimization:
         """Run all stages; return the model that came of it, mapped, and what it brought."""
         self = cls(setting)
         with setting.chips(setting.dataset.test, "test") as test:
+            if test.metric == "ser" and self.recipe.min_retention is not None:
+                raise UsageError(
+                    "option --min-retention: the model's figure is a signal-to-error ratio, and of decibels "
+                    "no fraction means anything"
+                )
             before = self._point(test, setting.document, "chips before")
             ladder = self._climb(setting.job(test.metric))
             best = setting.document if ladder is None else ladder.document
@@ -93,9 +109,7 @@ class _Optimization:
                 after_clean=test.clean_of(best),
                 before=before,
                 after=after,
-                retention=BeforeAfter(
-                    before=retention(before, test.clean), after=retention(after, test.clean)
-                ),
+                retention=retention(before.mean, after.mean, test.clean, test.metric),
                 overhead=overhead(best),
                 placement=[Placement(**asdict(choice)) for choice in ladder.placement] if ladder else [],
                 ladder=ladder.rungs if ladder else [],
@@ -180,7 +194,8 @@ class _Optimization:
         epochs = setting.last(job, base, effort, ladder.missing)
         document, result = stages.train_on(job, base, epochs, beta=beta, hardened=hardened)
         setting.heed(result)
-        ladder.climb("the same, trained on", document, placement)
+        name = _retraining(recipe, beta, placement)
+        ladder.climb(f"{name}, {'trained on' if hardened else 'for longer'}", document, placement)
 
 
 def _kinds(placement: space.Placement) -> str:

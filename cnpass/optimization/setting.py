@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from cnpass.data import Dataset, Split
 from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
-from cnpass.evaluation.montecarlo import analog_attributes
+from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
 from cnpass.files import check_output, write_text
 from cnpass.functions import inline_products
 from cnpass.mapping import plan
@@ -44,7 +44,7 @@ from cnpass.recipe import SearchRecipe, TrainRecipe
 from cnpass.records import Metric, Record, SplitSizes
 from cnpass.runfolder import RunFolder
 from cnpass.runtime import ops
-from cnpass.runtime.devices import DeviceModel, make_device
+from cnpass.runtime.devices import DeviceModel
 from cnpass.training.retrain import TrainResult
 from cnpass.training.writeback import unquantized
 
@@ -243,7 +243,7 @@ class Setting(Generic[R]):
             "n": SplitSizes(train=len(dataset.train), val=len(dataset.val), test=len(dataset.test)),
             "epochs": self.epochs,
             "replication": replication(self.document, self.recipe.tile_rows, self.recipe.tile_cols),
-            "recipe": json.loads(self.recipe.model_dump_json(by_alias=True)),
+            "recipe": _as_json(self.recipe),
             "hashes": {"model": self.document.sha256, "data": dataset.sha256},
             "seeds": {"chips": self.recipe.seed, "training": self.recipe.seed},
             "notes": list(dict.fromkeys([*self.notes, *more])),
@@ -279,28 +279,13 @@ def carry_out(
         DataError: The data do not fit, or there are none to train on.
     """
     started = time.perf_counter()
-    progress = call.progress or Progress()
-    given = as_document(call.model)
-    missing, document = lost(given), unmapped(given)
-    output = output_path(document, call.output, suffix)
-    if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
-        check_outputs(output, force=call.force, sources=document.sources)
-    device = chosen_device(recipe.device, recipe.sigma, recipe.param)
-    _torch_device(recipe.train_on)
-    plan(document).check()
-    if recipe.replicate:
-        document = replicate(document, recipe.tile_rows, recipe.tile_cols)
-    identity: dict[str, Any] = {"model": document.sha256}
-    dataset = datasets.prepare(document.proto, document.path, recipe)
-    document.samples = dataset.shapes
-    sources = [*document.sources, Path(dataset.name)]
-    for note in dataset.notes:
-        (progress.warn if dataset.random else progress.note)(note)
-    if trains:
-        _check_data(dataset)
-        if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
-            progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
-    identity |= {"data": dataset.sha256, "recipe": recipe.identity()}
+    ready = prepare(call, recipe, suffix, trains=trains)
+    progress, dataset, output = ready.progress, ready.dataset, ready.output
+    identity = {
+        "model": ready.document.sha256,
+        "data": dataset.sha256,
+        "recipe": recipe.identity(),
+    }
     with (
         nullcontext(call.run) if call.run else tempfile.TemporaryDirectory(prefix="cnpass-") as root,
         RunFolder(Path(root), recipe.verb, identity, restart=call.restart) as folder,
@@ -308,22 +293,24 @@ def carry_out(
         finished = _finished(record, folder.path / _RECORD, output)
         if finished is not None:
             progress.note(f"finished before; {output} is as it was written")
+            # What is no part of the identity may differ from what the run was asked for.
+            finished = finished.model_copy(update={"output": str(output), "recipe": _as_json(recipe)})
             if call.force or not record_path(output).exists():
                 write_text(record_path(output), finished.to_json() + "\n")
             return finished
-        check_outputs(output, force=call.force, sources=sources)
+        check_outputs(output, force=call.force, sources=[*ready.document.sources, Path(dataset.name)])
         setting = Setting(
-            document,
+            ready.document,
             dataset,
-            device,
+            ready.device,
             recipe=recipe,
             folder=folder,
             output=output,
             progress=progress,
             started=started,
         )
-        if missing:
-            setting.warn(missing)
+        if ready.missing:
+            setting.warn(ready.missing)
         document, result = work(setting)
 
         def keep(digest: str) -> None:
@@ -337,6 +324,52 @@ def carry_out(
         document.save(output, force=call.force, announce=keep)
         write_text(record_path(output), result.to_json() + "\n")
         return result
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a verb starts from.
+
+    Attributes:
+        document: The model, in standard operators, with the copies that its weights are to have.
+        missing: What of the model is left out; None for nothing.
+        device: Device model.
+        dataset: The data.
+        output: The file to write.
+        progress: Told what happens.
+    """
+
+    document: Document
+    missing: str | None
+    device: DeviceModel
+    dataset: Dataset
+    output: Path
+    progress: Progress
+
+
+def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Ready:
+    """Check everything that can be checked before the work; see `carry_out`."""
+    progress = call.progress or Progress()
+    given = as_document(call.model)
+    missing, document = lost(given), unmapped(given)
+    output = output_path(document, call.output, suffix)
+    if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
+        check_outputs(output, force=call.force, sources=document.sources)
+    device = chosen_device(given, recipe.device, recipe.sigma, recipe.param)
+    refuse_only_chip(given)
+    _torch_device(recipe.train_on)
+    plan(document).check()
+    if recipe.replicate:
+        document = replicate(document, recipe.tile_rows, recipe.tile_cols)
+    dataset = datasets.prepare(document.proto, document.path, recipe)
+    document.samples = dataset.shapes
+    for note in dataset.notes:
+        (progress.warn if dataset.random else progress.note)(note)
+    if trains:
+        _check_data(dataset)
+        if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
+            progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
+    return Ready(document, missing, device, dataset, output, progress)
 
 
 def build(kind: type[R], recipe: R | None, call: Call) -> R:
@@ -395,19 +428,6 @@ def record_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
-def chosen_device(name: str, sigma: float | None, param: Mapping[str, float]) -> DeviceModel:
-    """Return a device model from options.
-
-    Raises:
-        UsageError: it is unknown, a parameter is unknown or out of range, or sigma is given twice.
-    """
-    if sigma is None:
-        return make_device(name, **param)
-    if "sigma" in param:
-        raise UsageError("option --param: sigma is given by --sigma already")
-    return make_device(name, **param, sigma=sigma)
-
-
 def _torch_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError("option --train-on: torch finds no CUDA device here; use cpu")
@@ -430,6 +450,11 @@ def _check_data(dataset: Dataset) -> None:
                 f"{dataset.name}: has no {name} samples; give x_train, or only map with "
                 "cnpass optimize --no-retrain --no-compensation"
             )
+
+
+def _as_json(recipe: TrainRecipe) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(recipe.model_dump_json(by_alias=True))
+    return fields
 
 
 def _finished(kind: type[T], path: Path, output: Path) -> T | None:

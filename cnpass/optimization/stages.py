@@ -33,7 +33,7 @@ from cnpass.placement.measuring import Measurer, write_job
 from cnpass.placement.search import search
 from cnpass.placement.sharing import Supernet, insert_all, train_shared, widest
 from cnpass.placement.space import RATIOS, Placement, Space
-from cnpass.recipe import SearchRecipe
+from cnpass.recipe import DEFAULT_KINDS, SearchRecipe
 from cnpass.records import Overhead
 from cnpass.training.forward import Forward
 from cnpass.training.lift import lift
@@ -87,7 +87,12 @@ def centre_inputs(job: Job) -> Document | None:
 
 
 def fit_closed_form(job: Job) -> Placed:
-    """Fit linear compensation at every node of the source, as wide as the overhead allows."""
+    """Fit linear compensation at every node of the source, as wide as the overhead allows.
+
+    Kinds that a user names leave it out, unless it is among them.
+    """
+    if "linear" not in job.kinds and set(job.kinds) != set(DEFAULT_KINDS):
+        return Placed(job.source, ())
     sites, _ = find_sites(job.source, job.plan)
     nodes = [label for label, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
     if not nodes:

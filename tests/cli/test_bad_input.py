@@ -312,13 +312,44 @@ def test_a_model_is_refused_before_its_data_are_looked_for(cnpass, digits: Path,
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", [("inspect",), ("rewrite", "--dry-run")])
-def test_a_model_without_candidates_is_no_error_to_look_at(
-    cnpass, digits: Path, verb: tuple[str, ...]
-) -> None:
+def test_a_model_without_candidates_is_no_error_to_look_at(cnpass, digits: Path) -> None:
     nothing_analog(digits.parent)
-    done = cnpass(*verb, digits)
+    done = cnpass("inspect", digits)
     assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (("rewrite", "-p", "lower-analog"), 3, "no analog nodes"),
+        (("rewrite", "-p", "insert-compensation{node=zzz}"), 3, "zzz"),
+        (("rewrite", "-o", "nowhere/x.onnx"), 2, "nowhere"),
+        (("optimize", "--device", "nope"), 2, "nope"),
+        (("optimize", "--param", "foo=1"), 2, "foo"),
+        (("optimize", "--data", "nofile.npz"), 4, "nofile.npz"),
+        (("optimize", "-o", "nowhere/x.onnx"), 2, "nowhere"),
+        (("optimize",), 4, "no training samples"),
+    ],
+)
+def test_a_dry_run_shows_the_plan_and_then_what_would_fail(
+    cnpass, digits: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, named: str
+) -> None:
+    monkeypatch.chdir(digits.parent)
+    before = sorted(digits.parent.iterdir())
+    verb, *options = arguments
+    done = cnpass(verb, "digits.onnx", "--dry-run", *options)
+    assert "conv1" in done.out
+    assert (done.code, done.err.count("\n")) == (code, 1)
+    assert named in done.err
+    assert sorted(digits.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["inspect", "evaluate", "optimize", "search", "retrain", "rewrite", "lower"])
+@pytest.mark.parametrize("model", [".", "/"])
+def test_a_folder_without_a_name_is_no_model(cnpass, verb: str, model: str) -> None:
+    done = cnpass(verb, model)
+    assert (done.code, done.out) == (3, "")
+    assert done.err == f"cnpass: error: {model}: is a folder, not an ONNX file\n"
 
 
 def test_inspect_needs_no_external_data(cnpass, digits: Path) -> None:

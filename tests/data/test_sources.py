@@ -87,7 +87,10 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.path == paths
 
 
-@pytest.mark.parametrize("model", ["net.onnx", "net.cnpass.onnx"])
+@pytest.mark.parametrize(
+    "model",
+    ["net.onnx", "net.cnpass.onnx", "net.retrained.onnx", "net.compensated.chip12.onnx", "net.lowered.onnx"],
+)
 def test_npz_beside_the_model(tmp_path: Path, model: str) -> None:
     assert load_data(None, tmp_path / model) is None
     np.savez(tmp_path / "net.npz", x_test=X)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -129,6 +130,33 @@ def test_a_mapped_model_that_leaves_device_and_seed_to_the_caller(document: Docu
         expected = run.values(run.prepare(document, device, 0), range(3))
     with MonteCarlo(mapped, split, workers=1) as run:
         assert run.values(run.prepare(mapped, device), range(3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"param": {"stuck_high": 0.01}},
+            [("lognormal", {"sigma": 0.2, "stuck_low": 0.05, "stuck_high": 0.01})],
+        ),
+        (
+            {"sigma": (0.3, 0.4)},
+            [("lognormal", {"sigma": s, "stuck_low": 0.05, "stuck_high": 0.0}) for s in (0.3, 0.4)],
+        ),
+        (
+            {"device": "lognormal", "sigma": (0.3,)},
+            [("lognormal", {"sigma": 0.3, "stuck_low": 0.05, "stuck_high": 0.0})],
+        ),
+        ({"device": "gaussian"}, [("gaussian", {"sigma": s, "scale_floor": 1.0}) for s in (0.1, 0.3, 0.5)]),
+    ],
+)
+def test_what_options_do_not_say_stays_as_a_mapped_model_has_it(
+    document: Document, options: dict[str, Any], expected: list[tuple[str, dict[str, float]]]
+) -> None:
+    mapped = document.copy()
+    MapCrossbar(device=LogNormal(sigma=0.2, stuck_low=0.05))(mapped)
+    devices = chosen_devices(EvaluateRecipe(**options), mapped)
+    assert [(device.name, device.attributes()) for device in devices if device is not None] == expected
 
 
 def test_a_fixed_batch_changes_nothing(build, split: Split) -> None:

@@ -164,3 +164,37 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         np.savez(data, x_test=arrays["x_test"], y_test=arrays["y_test"])
     with pytest.raises(DataError, match="no training samples"):
         cnpass.calibrate(model, str(data), output=tmp_path / "other.onnx")
+
+
+def test_a_model_for_one_chip_stays_one(model: Path, tmp_path: Path) -> None:
+    record = cnpass.calibrate(model, chip=7, **OPTIONS)
+    data = str(model.with_suffix(".npz"))
+    for verb in (cnpass.calibrate, cnpass.optimize, cnpass.retrain, cnpass.search):
+        with pytest.raises(ModelError, match="is corrected for chip 7 alone"):
+            verb(record.output, data=data, output=tmp_path / "other.onnx")
+    lowered = Document.load(record.output)
+    Pipeline.parse("lower-analog").run(lowered)
+    with pytest.raises(ModelError, match="is corrected for chip 7 alone"):
+        cnpass.calibrate(lowered, data=data, output=tmp_path / "other.onnx")
+    measured = cnpass.evaluate(record.output, data=data, chips=2)
+    assert any("corrected for chip 7 alone" in note for note in measured.notes)
+    with np.load(data) as arrays:
+        x, session = arrays["x_test"], cnpass.Session(record.output)
+    own, seventh, ideal = (session.run(x, **given)[0] for given in ({}, {"chip": 7}, {"chip": -1}))
+    np.testing.assert_array_equal(own, seventh)
+    assert (own != ideal).any()
+    with pytest.raises(UsageError, match="whole number"):
+        session.run(x, chip=1.5)  # type: ignore[arg-type]
+
+
+def test_what_a_correction_costs_is_told_apart_from_what_was_there(model: Path, tmp_path: Path) -> None:
+    document = Document.load(model)
+    Pipeline.parse("insert-compensation{node=first,kind=linear},map-crossbar{sigma=0.8}").run(document)
+    document.save(tmp_path / "compensated.onnx")
+    given = {"data": str(model.with_suffix(".npz")), "chip": 7, "correction": "affine", "samples": 160}
+    alone = cnpass.calibrate(model, sigma=0.8, max_overhead=1.0, **given)
+    record = cnpass.calibrate(tmp_path / "compensated.onnx", max_overhead=1.0, **given)
+    assert alone.added == alone.overhead
+    assert record.kept
+    assert record.added.params == pytest.approx(alone.added.params)
+    assert record.overhead.params > record.added.params

@@ -90,7 +90,7 @@ def test_selectors_are_fed_and_hidden(selecting):
 
 @pytest.mark.parametrize("chip", [-2, 2**32 - 1])
 def test_chip_out_of_range(selecting, chip):
-    with pytest.raises(UsageError, match="it must be between"):
+    with pytest.raises(UsageError, match="it must be a whole number from"):
         Session(selecting).run(np.array(0), chip=chip)
 
 
