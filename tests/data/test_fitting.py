@@ -210,7 +210,7 @@ TYPICAL = model(("N", 3, 6, 6))
         ({"y_test": np.arange(4)}, {}, TYPICAL, "none of the arrays"),
         (GOOD | {"y_val": np.arange(4)}, {}, TYPICAL, "has y_val but no x_val"),
         (GOOD | {"x_val": images(4, 3, 6, 6)}, {}, TYPICAL, "x_val has no labels y_val"),
-        (GOOD | {"y_test": np.arange(3)}, {}, TYPICAL, r"differ in length \(3 and 4\)"),
+        (GOOD | {"y_test": np.arange(3)}, {}, TYPICAL, r"differ in length \(4 and 3\)"),
         (GOOD | {"y_test": np.int64(3)}, {}, TYPICAL, "y_test is a scalar"),
         (GOOD | {"y_test": np.eye(4)}, {}, TYPICAL, r"labels have shape \(4, 4\)"),
         (GOOD | {"y_test": np.ones(4)}, {}, TYPICAL, "labels are float64"),
