@@ -16,6 +16,18 @@ def filled(page: Path, start: str, table: str) -> str:
     return f"{head}{start}\n\n{table}\n\n{END}{tail}"
 
 
+def measuring_or_table(doc: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the command line of a script that measures models and renders, and its command `measure`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("model", type=Path)
+    for name in ("data", "scale", "mean", "std"):
+        measuring.add_argument(f"--{name}")
+    commands.add_parser("table")
+    return parser, measuring
+
+
 def run_table(doc: str | None, page: Path, render: Callable[[], str]) -> None:
     """Run the command line of a script that only renders: its one command, `table`, writes the page."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -8,14 +8,13 @@ Every chip is one run of ``cnpass calibrate`` with default options; figures are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import filled
+from pages import filled, measuring_or_table
 
 import cnpass
 from cnpass.evaluation.statistics import half_width
@@ -95,16 +94,8 @@ def render() -> str:
 
 def main() -> None:
     """Run one of the two commands."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("model", type=Path)
+    parser, measuring = measuring_or_table(__doc__)
     measuring.add_argument("--chips", type=int, default=25)
-    for name in ("data", "scale", "mean", "std"):
-        measuring.add_argument(f"--{name}")
-    commands.add_parser("table")
     arguments = vars(parser.parse_args())
     if arguments.pop("command") == "table":
         RESULTS.write_text(render())

@@ -10,7 +10,6 @@ training, which are none of those that it was stopped and judged by.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import filled
+from pages import filled, measuring_or_table
 
 import cnpass
 from cnpass import data as datasets
@@ -136,18 +135,10 @@ def render() -> str:
 
 def main() -> None:
     """Run one of the two commands."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("model", type=Path)
+    parser, measuring = measuring_or_table(__doc__)
     measuring.add_argument("--epochs", type=int, required=True)
     measuring.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
     measuring.add_argument("--chips", type=int, default=100)
-    for name in ("data", "scale", "mean", "std"):
-        measuring.add_argument(f"--{name}")
-    commands.add_parser("table")
     arguments = vars(parser.parse_args())
     if arguments.pop("command") == "table":
         RESULTS.write_text(render())
