@@ -114,7 +114,8 @@ def test_interrupted_before_the_first_result(start, digits: Path, seconds: float
     _, err = process.communicate(timeout=30)
     if not digits.with_name("digits.cnpass.run").exists():
         assert sorted(digits.parent.rglob("*")) == before
-    assert (process.returncode, err) == (130, "cnpass: interrupted\n")
+    assert process.returncode == 130
+    assert "Traceback" not in err
 
 
 DROPPING = """
