@@ -55,7 +55,9 @@ def _run() -> int:
     # The base of all errors in arguments; where it lives differs between versions of typer.
     usage = cast("type[Exception]", typer.BadParameter.__mro__[2])
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        # Typer makes this code of a Ctrl-C that comes while no verb runs yet.
+        return _say("interrupted", INTERRUPTED) if code == INTERRUPTED else code
     except Stopped as stopped:
         return PIPE_CLOSED if stopped.pipe else _say("interrupted", INTERRUPTED)
     except typer.Abort:

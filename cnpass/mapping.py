@@ -21,7 +21,7 @@ from cnpass.nodes import all_nodes, bodies, key, label, node_metadata, scope, su
 from cnpass.runtime import ops
 from cnpass.runtime.copies import SINGLE, Copies
 from cnpass.shapes import Shapes, infer
-from cnpass.weights import Weight, depends_on_constants, is_float, resolve
+from cnpass.weights import Weight, constant_makers, is_float, resolve
 
 Domain = Literal["analog", "digital"]
 STANDARD = ("", "ai.onnx", None)
@@ -361,9 +361,13 @@ class _Planner:
         """Why a weight that depends on nothing but constants is not mapped; None if it depends on more."""
         if isinstance(tensor, gs.Constant):
             return f"weight {tensor.name!r} is sparse"
-        if not depends_on_constants(tensor):
+        makers = constant_makers(tensor)
+        if makers is None:
             return None
-        maker = tensor.inputs[0].op
+        for node in makers:
+            if node.domain not in STANDARD:
+                return f"weight {tensor.name!r} is computed by {node.op} of unknown domain {node.domain!r}"
+        maker = makers[0].op
         if maker == "Constant":
             return f"weight {tensor.name!r} is sparse"
         return (

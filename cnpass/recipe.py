@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -225,6 +225,25 @@ class TrainRecipe(DataRecipe):
         default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
     )
 
+    def idle(self) -> list[str]:
+        """Name the options that differ from their default but do nothing beside others, a line per cause."""
+        lines, named = [], set[str]()
+        for cause, names in self._idle():
+            new = [name for name in names if name not in named]
+            changed = [name for name in new if getattr(self, name) != type(self).model_fields[name].default]
+            named.update(changed)
+            off = {name: "no-" if getattr(self, name) is False else "" for name in changed}
+            flags = ", ".join(f"--{off[name]}{self.flag(name)}" for name in changed)
+            lines += (
+                [f"{flags} {'do' if len(changed) > 1 else 'does'} nothing beside {cause}"] if flags else []
+            )
+        return lines
+
+    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Causes, and the options that do nothing then."""
+        if self.epochs is not None:
+            yield "--epochs", ("budget",)
+
     @field_validator("augment")
     @classmethod
     def _known(cls, names: Names) -> Names:
@@ -266,6 +285,13 @@ class WeightsRecipe(TrainRecipe):
         description="short trainings that choose rate, beta, k, clipping, censoring, strength and "
         "distillation on validation chips; 0 for none",
     )
+
+    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield from super()._idle()
+        if not self.injection:
+            yield "--no-injection", ("ramp", "censor")
+        if not self.beta and not self.tune:
+            yield "--beta 0", ("k",)
 
     @field_validator("ramp")
     @classmethod
@@ -328,6 +354,17 @@ class OptimizeRecipe(SearchRecipe, WeightsRecipe):
     min_retention: FiniteFloat | None = Field(
         default=None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
     )
+
+    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if not self.compensation:
+            yield "--no-compensation", ("trials", "sampler", "max_overhead", "kinds")
+        if not self.retrain:
+            weights = ("rate", "beta", "k", "injection", "ramp", "censor", "clip_weights")
+            yield "--no-retrain", weights
+            if not self.compensation:
+                training = ("epochs", "budget", "distillation", "draws", "augment")
+                yield "--no-retrain and --no-compensation", training
+        yield from super()._idle()
 
     @field_validator("retrain")
     @classmethod

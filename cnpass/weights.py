@@ -165,19 +165,23 @@ def resolve(tensor: gs.Tensor) -> Weight | None:
     )
 
 
-def depends_on_constants(tensor: gs.Tensor) -> bool:
-    """Whether standard operators compute a tensor from constants alone, at every run to the same values."""
-    waiting, seen = [tensor], set[int]()
+def constant_makers(tensor: gs.Tensor) -> list[gs.Node] | None:
+    """The nodes that compute a tensor from constants alone; None if it depends on more.
+
+    Standard operators among them give the same values at every run; of others nobody knows.
+    """
+    waiting, seen, makers = [tensor], set[int](), []
     while waiting:
         tensor = waiting.pop()
         if isinstance(tensor, gs.Constant) or id(tensor) in seen:
             continue
         seen.add(id(tensor))
         node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-        if node is None or node.domain not in _STANDARD or node.op in RANDOM or bodies(node):
-            return False
+        if node is None or node.op in RANDOM or bodies(node):
+            return None
+        makers.append(node)
         waiting.extend(read for read in node.inputs if read.name)
-    return True
+    return makers
 
 
 def _producer(tensor: gs.Tensor) -> gs.Node | None:

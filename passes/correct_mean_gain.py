@@ -16,6 +16,7 @@ from cnpass.mapping import Product, plan
 from cnpass.nodes import bodies
 from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult, without_defaults
 from cnpass.passes.device import DevicePass
+from cnpass.runtime.ops import META_MEAN_GAIN
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
@@ -25,30 +26,39 @@ class CorrectMeanGain(DevicePass):
     Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
     The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
     however many analog nodes share it; what something digital reads too, or a node makes of integers,
-    is left alone, and a note says so.
+    is left alone, and a note says so. The model keeps the factor in its metadata: corrected again, it is
+    divided by what the factor has changed by since.
     """
 
     name: ClassVar[str] = "correct-mean-gain"
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
-        factor = float(self.device.mean(np.ones(1))[0])
-        if factor == 1:
-            return PassResult(False, (f"{self.device.name} programs the right mean; nothing to correct",))
+        mean, had = float(self.device.mean(np.ones(1))[0]), _corrected_for(document)
+        if mean == had:
+            why = f"{self.device.name} programs the right mean"
+            if had != 1:
+                why = f"weights have been divided by the mean factor {mean:.6g} before"
+            return PassResult(False, (f"{why}; nothing to correct",))
         products: dict[str, list[tuple[gs.Node, Product]]] = defaultdict(list)
         for entry in plan(document).analog:
             if entry.product is not None and entry.node is not None:
                 products[entry.product.weight.key].append((entry.node, entry.product))
         corrected, notes, before = 0, [], document.defaults
         for key, users in products.items():
-            reason = self._correct(document, users, factor)
+            reason = self._correct(document, users, mean, had)
             corrected += reason is None
             if reason is not None:
                 notes.append(f"weight {key!r} stays: {reason}")
-        done = f"{corrected} of {len(products)} weights divided by the mean factor {factor:.6g}"
+        if corrected:
+            document.metadata[META_MEAN_GAIN] = repr(mean)
+        done = f"{corrected} of {len(products)} weights divided by the mean factor {mean:.6g}"
+        done += "" if had == 1 else f" instead of {had:.6g}"
         return PassResult(bool(corrected), (done, *notes, *without_defaults(before, document)))
 
-    def _correct(self, document: Document, users: list[tuple[gs.Node, Product]], factor: float) -> str | None:
+    def _correct(
+        self, document: Document, users: list[tuple[gs.Node, Product]], mean: float, had: float
+    ) -> str | None:
         """Divide one stored weight; returns the reason where that cannot be."""
         weight = users[0][1].weight
         if weight.kind == "converted":
@@ -60,13 +70,22 @@ class CorrectMeanGain(DevicePass):
             return "it is no tensor attribute"
         values = constant_values(stored)
         wide = values.astype(np.float64)
-        if not np.allclose(self.device.mean(wide), factor * wide, rtol=1e-6, atol=0):
+        if not np.allclose(self.device.mean(wide), mean * wide, rtol=1e-6, atol=0):
             raise PassPreconditionError(
                 self.name, f"{self.device.name} has no constant mean factor on weight {weight.key!r}"
             )
-        stored.values = (wide / factor).astype(values.dtype)
+        stored.values = (wide / (mean / had)).astype(values.dtype)
         document.pin(stored)
         return None
+
+
+def _corrected_for(document: Document) -> float:
+    """The mean factor that a model's weights were divided by; 1 if they were not, or nobody knows."""
+    try:
+        factor = float(document.metadata.get(META_MEAN_GAIN, 1))
+    except ValueError:
+        return 1.0
+    return factor if 0 < factor < np.inf else 1.0
 
 
 def _held(tensor: gs.Tensor) -> gs.Constant | None:

@@ -286,7 +286,7 @@ def _unmark(document: Document) -> None:
         if name not in read:
             analog.drop_selector(document, name)
     for key in [key for key in document.metadata if key.startswith("cnpass.")]:
-        if key != ops.META_ONLY_CHIP:  # the correction stays, and whose it is
+        if key not in {ops.META_ONLY_CHIP, ops.META_MEAN_GAIN}:  # corrections stay, and what they are for
             del document.metadata[key]
     domains = {node.domain for node in document.all_nodes()} | {f.domain for f in document.functions}
     if ops.DOMAIN not in domains:

@@ -57,7 +57,9 @@ FIRST_SAMPLE_INPUT = "first_sample"
 META_VERSION = "cnpass.version"
 META_CHIP_INPUT = "cnpass.chip_input"
 META_ONLY_CHIP = "cnpass.only_chip"
-"""On a model that is corrected for one chip: its number."""
+"""On a model that was made for one chip: its number."""
+META_MEAN_GAIN = "cnpass.mean_gain"
+"""On a model whose weights were divided by a device's mean factor: that factor."""
 META_FIRST_SAMPLE_INPUT = "cnpass.first_sample_input"
 
 META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no password)

@@ -79,13 +79,13 @@ def check_sigma(sigma: object, param: Mapping[str, float]) -> None:
 
 
 def only_chip(document: Document) -> int | None:
-    """Return the chip that a model is corrected for (``cnpass calibrate``); None if it is for all chips."""
+    """Return the chip that a model was made for (``cnpass calibrate``); None if it is for all chips."""
     chip = document.metadata.get(META_ONLY_CHIP, "")
     return int(chip) if chip.isdecimal() else None
 
 
 def refuse_only_chip(document: Document) -> None:
-    """Refuse a model that is corrected for one chip.
+    """Refuse a model that was made for one chip.
 
     Raises:
         ModelError: It is.
@@ -93,6 +93,5 @@ def refuse_only_chip(document: Document) -> None:
     chip = only_chip(document)
     if chip is not None:
         raise ModelError(
-            f"{document.path or 'the model'}: is corrected for chip {chip} alone; start from the model that "
-            "it was made of"
+            f"{document.path or 'the model'}: was made for chip {chip} alone; start from what it was made of"
         )

@@ -64,8 +64,8 @@ def evaluate(
     notes = []
     if (chip := only_chip(document)) is not None:
         notes.append(
-            f"the model is corrected for chip {chip} alone, and measured on others here; the record of "
-            "cnpass calibrate has its own figure"
+            f"the model was made for chip {chip} alone, and is measured on others here; the record of cnpass "
+            "calibrate has its own figure"
         )
         progress.warn(notes[0])
     identity = {"model": document.sha256}

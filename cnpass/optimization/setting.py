@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,12 +111,13 @@ class Setting(Generic[R]):
         folder: RunFolder,
         output: Path,
         progress: Progress,
+        warnings: Sequence[str],
         started: float,
     ) -> None:
         self.document, self.dataset, self.device, self.recipe = document, dataset, device, recipe
         self.folder, self.output, self.progress = folder, output, progress
         self.store = folder.journal("chips")
-        self.notes: list[str] = list(dataset.notes)
+        self.notes: list[str] = [*dataset.notes, *warnings]
         self.epochs = 0
         self._started = self._training_since = started
 
@@ -307,10 +308,9 @@ def carry_out(
             folder=folder,
             output=output,
             progress=progress,
+            warnings=ready.warnings,
             started=started,
         )
-        if ready.missing:
-            setting.warn(ready.missing)
         document, result = work(setting)
 
         def keep(digest: str) -> None:
@@ -332,7 +332,7 @@ class Ready:
 
     Attributes:
         document: The model, in standard operators, with the copies that its weights are to have.
-        missing: What of the model is left out; None for nothing.
+        warnings: What of the model is left out, and what of the recipe does nothing; told already.
         device: Device model.
         dataset: The data.
         output: The file to write.
@@ -340,7 +340,7 @@ class Ready:
     """
 
     document: Document
-    missing: str | None
+    warnings: tuple[str, ...]
     device: DeviceModel
     dataset: Dataset
     output: Path
@@ -351,7 +351,7 @@ def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Re
     """Check everything that can be checked before the work; see `carry_out`."""
     progress = call.progress or Progress()
     given = as_document(call.model)
-    missing, document = lost(given), unmapped(given)
+    document = unmapped(given)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
         check_outputs(output, force=call.force, sources=document.sources)
@@ -369,7 +369,11 @@ def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Re
         _check_data(dataset)
         if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
             progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
-    return Ready(document, missing, device, dataset, output, progress)
+    missing = lost(given)
+    warnings = (*(() if missing is None else (missing,)), *recipe.idle())
+    for text in warnings:
+        progress.warn(text)
+    return Ready(document, warnings, device, dataset, output, progress)
 
 
 def build(kind: type[R], recipe: R | None, call: Call) -> R:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from cnpass.errors import UsageError
-from cnpass.recipe import EvaluateRecipe, InspectRecipe, OptimizeRecipe, Recipe, RetrainRecipe
+from cnpass.recipe import (
+    EvaluateRecipe,
+    InspectRecipe,
+    OptimizeRecipe,
+    Recipe,
+    RetrainRecipe,
+    SearchRecipe,
+)
 
 
 def test_flag_wins_over_file_wins_over_default(tmp_path: Path) -> None:
@@ -117,3 +124,40 @@ def test_the_recipe_of_a_training_survives_toml_and_is_checked(tmp_path: Path) -
             RetrainRecipe.build(None, {name: value})
     with pytest.raises(UsageError, match="option --retrain: --tune chooses"):
         OptimizeRecipe.build(None, {"retrain": False, "tune": 3})
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "lines"),
+    [
+        (OptimizeRecipe, {}, []),
+        (OptimizeRecipe, {"ramp": (1.0,), "k": 2, "kinds": "gain", "budget": "5m"}, []),
+        (
+            OptimizeRecipe,
+            {"injection": False, "ramp": (1.0,)},
+            ["--ramp does nothing beside --no-injection"],
+        ),
+        (
+            OptimizeRecipe,
+            {"retrain": False, "injection": False, "k": 2, "epochs": 3, "budget": "5m"},
+            [
+                "--k, --no-injection do nothing beside --no-retrain",
+                "--budget does nothing beside --epochs",
+            ],
+        ),
+        (
+            OptimizeRecipe,
+            {"compensation": False, "trials": 3, "beta": 0, "k": 2},
+            ["--trials does nothing beside --no-compensation", "--k does nothing beside --beta 0"],
+        ),
+        (
+            OptimizeRecipe,
+            {"compensation": False, "retrain": False, "draws": 2},
+            ["--draws does nothing beside --no-retrain and --no-compensation"],
+        ),
+        (RetrainRecipe, {"k": 2}, ["--k does nothing beside --beta 0"]),
+        (RetrainRecipe, {"k": 2, "tune": 3}, []),
+        (SearchRecipe, {"epochs": 3, "budget": "5m"}, ["--budget does nothing beside --epochs"]),
+    ],
+)
+def test_options_that_do_nothing_are_named(kind, flags, lines) -> None:
+    assert kind.build(None, flags).idle() == lines

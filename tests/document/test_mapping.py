@@ -117,6 +117,12 @@ def test_digital_with_a_reason(build, node, reason):
     [
         (helper.make_node("Slice", ["w", "from", "to"], ["m"]), ["x", "m"], "by Slice; fold constants"),
         (helper.make_node("Mul", ["w", "w"], ["m"]), ["m", "x"], "'m' is computed from constants by Mul"),
+        (
+            helper.make_node("Quant", ["w"], ["m"], domain="qonnx.custom_op.general"),
+            ["x", "m"],
+            "weight 'm' is computed by Quant of unknown domain 'qonnx.custom_op.general'",
+        ),
+        (helper.make_node("Quant", ["x"], ["m"], domain="odd"), ["x", "m"], "multiplies two activations"),
         (helper.make_node("Relu", ["x"], ["m"]), ["x", "m"], "multiplies two activations"),
         (
             helper.make_node("Constant", [], ["m"], sparse_value=sparse_matrix()),

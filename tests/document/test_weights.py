@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cnpass.document import Document
-from cnpass.weights import depends_on_constants, resolve
+from cnpass.weights import constant_makers, resolve
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -188,12 +188,15 @@ def test_what_cannot_be_followed_is_no_weight(build, nodes):
         (helper.make_node("Split", ["r"], ["other", "w"], num_outputs=2), True),
         (helper.make_node("Add", ["r", "x"], ["w"]), False),
         (helper.make_node("RandomNormalLike", ["r"], ["w"]), False),
-        (helper.make_node("Add", ["r", "r"], ["w"], domain="else.where"), False),
+        (helper.make_node("Add", ["r", "r"], ["w"], domain="else.where"), True),
     ],
 )
-def test_what_depends_on_constants_alone(build, node, constant):
+def test_what_constant_makers_alone(build, node, constant):
     _, document = find(build, [node], {"r": W})
-    assert depends_on_constants(document.graph.nodes[-1].inputs[1]) == constant
+    makers = constant_makers(document.graph.nodes[-1].inputs[1])
+    assert ([maker.op for maker in makers] if makers is not None else None) == (
+        [node.op_type] if constant else None
+    )
 
 
 def test_sparse_weights_are_not_followed(rich):

@@ -170,14 +170,14 @@ def test_a_model_for_one_chip_stays_one(model: Path, tmp_path: Path) -> None:
     record = cnpass.calibrate(model, chip=7, **OPTIONS)
     data = str(model.with_suffix(".npz"))
     for verb in (cnpass.calibrate, cnpass.optimize, cnpass.retrain, cnpass.search):
-        with pytest.raises(ModelError, match="is corrected for chip 7 alone"):
+        with pytest.raises(ModelError, match="was made for chip 7 alone"):
             verb(record.output, data=data, output=tmp_path / "other.onnx")
     lowered = Document.load(record.output)
     Pipeline.parse("lower-analog").run(lowered)
-    with pytest.raises(ModelError, match="is corrected for chip 7 alone"):
+    with pytest.raises(ModelError, match="was made for chip 7 alone"):
         cnpass.calibrate(lowered, data=data, output=tmp_path / "other.onnx")
     measured = cnpass.evaluate(record.output, data=data, chips=2)
-    assert any("corrected for chip 7 alone" in note for note in measured.notes)
+    assert any("made for chip 7 alone" in note for note in measured.notes)
     with np.load(data) as arrays:
         x, session = arrays["x_test"], cnpass.Session(record.output)
     own, seventh, ideal = (session.run(x, **given)[0] for given in ({}, {"chip": 7}, {"chip": -1}))

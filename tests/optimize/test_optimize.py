@@ -156,9 +156,11 @@ def test_what_does_not_help_is_not_kept(model: Path, monkeypatch) -> None:
 
 
 def test_without_training_the_model_is_only_mapped(model: Path) -> None:
-    record = _optimize(model, retrain=False, compensation=False)
+    record = _optimize(model, retrain=False, compensation=False, ramp=(1.0,), kinds=("gain",))
     assert record.after == record.before
     assert not record.ladder
+    assert "--ramp does nothing beside --no-retrain" in record.notes
+    assert any("--kinds do nothing beside --no-compensation" in note for note in record.notes)
 
 
 def test_a_fixed_batch_of_one_trains_like_a_free_one(fixed_model: Path, model: Path) -> None:

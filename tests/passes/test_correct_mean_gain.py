@@ -70,15 +70,45 @@ def test_chips_are_right_on_average(named_case):
     assert (np.abs(outputs.mean(axis=0) - FACTOR * clean) > 4.5 * error).any()
 
 
+def test_a_second_time_divides_by_what_the_factor_has_changed_by(named_case):
+    document = Document.from_proto(named_case("two-convs-one-transposed"))
+    plain = stored(document)
+    CorrectMeanGain(device=LogNormal(sigma=0.5))(document)
+    once = stored(document)
+    again = CorrectMeanGain(device=LogNormal(sigma=0.5))(document)
+    assert not again.modified
+    assert "divided by the mean factor 1.13315 before" in again.notes[0]
+    Pipeline.parse("map-crossbar,lower-analog").run(document)
+    assert all(np.array_equal(stored(document)[key], once[key]) for key in plain)
+    other = CorrectMeanGain(device=LogNormal(sigma=0.3))(document)
+    assert other.notes == ("2 of 2 weights divided by the mean factor 1.04603 instead of 1.13315",)
+    for key in ("w", "v"):
+        assert stored(document)[key] == pytest.approx(plain[key] / math.exp(0.3**2 / 2), rel=1e-6)
+    assert CorrectMeanGain(device=LogNormal(sigma=0.0))(document).modified
+    for key in ("w", "v"):
+        assert stored(document)[key] == pytest.approx(plain[key], rel=1e-6)
+
+
+@pytest.mark.parametrize("known", ["", "nan", "-1", "inf"])
+def test_a_factor_that_is_none_is_not_heeded(named_case, known):
+    document = Document.from_proto(named_case("conv"))
+    document.metadata["cnpass.mean_gain"] = known
+    before = stored(document)["w"]
+    assert CorrectMeanGain(device=LogNormal(sigma=0.5))(document).modified
+    assert stored(document)["w"] == pytest.approx(before / FACTOR)
+
+
 def test_a_mapped_model_is_corrected_as_well(named_case):
     plain, mapped = (Document.from_proto(named_case("tied")) for _ in range(2))
     MapCrossbar()(mapped)
     for document in (plain, mapped):
         CorrectMeanGain()(document)
     MapCrossbar()(plain)
-    assert mapped.to_proto().SerializeToString(deterministic=True) == plain.to_proto().SerializeToString(
-        deterministic=True
-    )
+    protos = [document.to_proto() for document in (plain, mapped)]
+    for proto in protos:
+        proto.metadata_props.sort(key=lambda entry: entry.key)
+    one, two = (proto.SerializeToString(deterministic=True) for proto in protos)
+    assert one == two
 
 
 def test_a_device_of_the_right_mean_changes_nothing(named_case):
