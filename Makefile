@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+# One thread each: several processes whose threads wait for each other's cores take many times as long.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 NATIVE_SOURCES := $(wildcard runtime/native/*)
 CPP_FILES := $(wildcard runtime/native/*.cc runtime/native/*.h runtime/native/harness/* examples/*.cc examples/*.h)
 
@@ -13,10 +15,10 @@ demo: $(VENV)/installed
 	$(BIN)/cnpass optimize models/digits-vgg9.onnx -o $(DEMO)/digits-vgg9.cnpass.onnx --run $(DEMO)/run
 
 test: $(VENV)/installed
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(VENV)/installed
 	$(BIN)/python scripts/link_packages.py
