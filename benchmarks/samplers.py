@@ -92,6 +92,7 @@ def bench(model: Path, flags: Mapping[str, Any], run: Path) -> Iterator[Bench]:
             folder=folder,
             output=folder.path / "output.onnx",
             progress=Progress(),
+            warnings=(),
             started=0.0,
         )
         job = setting.job("top1")

@@ -365,8 +365,10 @@ class _Planner:
         if makers is None:
             return None
         for node in makers:
+            if (node.domain, node.op) in self.called:
+                return f"weight {tensor.name!r} is computed by the local function {node.op!r}"
             if node.domain not in STANDARD:
-                return f"weight {tensor.name!r} is computed by {node.op} of unknown domain {node.domain!r}"
+                return f"weight {tensor.name!r} is computed by {node.op} of domain {node.domain!r}"
         maker = makers[0].op
         if maker == "Constant":
             return f"weight {tensor.name!r} is sparse"

@@ -17,6 +17,7 @@ from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.nodes import Node, node_metadata
 from cnpass.passes.base import PASS_CONFIG, PassResult, without_defaults
+from cnpass.passes.mean_gain import as_chips_have_it
 from cnpass.passes.padding import taps
 from cnpass.passes.samples import SamplesPass
 from cnpass.runtime import ops
@@ -39,6 +40,7 @@ class CentreInputs(SamplesPass):
     its input, so that the error falls with the energy of what enters the crossbar; behind a Relu a third or
     more of that is the mean. It costs a value per channel of the input, and no multiplication: W m goes into
     the bias. Where a convolution pads with zeros, W m differs along the border and is kept for each place.
+    Weights that `correct-mean-gain` has divided count as chips have them on average.
     """
 
     name: ClassVar[str] = "centre-inputs"
@@ -68,6 +70,12 @@ def centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[
         DataError: What enters a node is not finite.
         ModelError: ONNX Runtime refuses the model.
     """
+    with as_chips_have_it(document):
+        return _centre(document, samples)
+
+
+def _centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[str, ...]]:
+    """See `centre`."""
     sites, reasons = find_sites(document, plan(document))
     borders: dict[str, list[np.ndarray]] = {}
     known = infer(document).known

@@ -16,7 +16,7 @@ from cnpass.mapping import Product, plan
 from cnpass.nodes import bodies
 from cnpass.passes.base import PASS_CONFIG, PassPreconditionError, PassResult, without_defaults
 from cnpass.passes.device import DevicePass
-from cnpass.runtime.ops import META_MEAN_GAIN
+from cnpass.passes.mean_gain import keep_mean_gains, mean_gains, stored_constant
 
 
 @dataclass(frozen=True, config=PASS_CONFIG)
@@ -26,34 +26,35 @@ class CorrectMeanGain(DevicePass):
     Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
     The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
     however many analog nodes share it; what something digital reads too, or a node makes of integers,
-    is left alone, and a note says so. The model keeps the factor in its metadata: corrected again, it is
-    divided by what the factor has changed by since.
+    is left alone, and a note says so. The model keeps the factor in its metadata: corrected again, a weight
+    is divided by what the factor has changed by since.
     """
 
     name: ClassVar[str] = "correct-mean-gain"
 
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
-        mean, had = float(self.device.mean(np.ones(1))[0]), _corrected_for(document)
-        if mean == had:
-            why = f"{self.device.name} programs the right mean"
-            if had != 1:
-                why = f"weights have been divided by the mean factor {mean:.6g} before"
-            return PassResult(False, (f"{why}; nothing to correct",))
+        mean, gains = float(self.device.mean(np.ones(1))[0]), mean_gains(document)
+        if mean == 1 and not gains:
+            return PassResult(False, (f"{self.device.name} programs the right mean; nothing to correct",))
         products: dict[str, list[tuple[gs.Node, Product]]] = defaultdict(list)
         for entry in plan(document).analog:
             if entry.product is not None and entry.node is not None:
                 products[entry.product.weight.key].append((entry.node, entry.product))
+        had = sum(gains.get(key, 1.0) == mean for key in products)
         corrected, notes, before = 0, [], document.defaults
         for key, users in products.items():
-            reason = self._correct(document, users, mean, had)
-            corrected += reason is None
-            if reason is not None:
+            if gains.get(key, 1.0) == mean:
+                continue
+            reason = self._correct(document, users, mean, gains.get(key, 1.0))
+            if reason is None:
+                corrected += 1
+                gains[key] = mean
+            else:
                 notes.append(f"weight {key!r} stays: {reason}")
-        if corrected:
-            document.metadata[META_MEAN_GAIN] = repr(mean)
+        keep_mean_gains(document, gains)
         done = f"{corrected} of {len(products)} weights divided by the mean factor {mean:.6g}"
-        done += "" if had == 1 else f" instead of {had:.6g}"
+        done += f"; {had} have been before" if had else ""
         return PassResult(bool(corrected), (done, *notes, *without_defaults(before, document)))
 
     def _correct(
@@ -65,7 +66,7 @@ class CorrectMeanGain(DevicePass):
             return "it is made of integers or of a shape"
         if _read_elsewhere(document, users):
             return "something digital reads it too"
-        stored = weight.root if isinstance(weight.root, gs.Constant) else _held(weight.root)
+        stored = stored_constant(weight)
         if stored is None:
             return "it is no tensor attribute"
         values = constant_values(stored)
@@ -77,21 +78,6 @@ class CorrectMeanGain(DevicePass):
         stored.values = (wide / (mean / had)).astype(values.dtype)
         document.pin(stored)
         return None
-
-
-def _corrected_for(document: Document) -> float:
-    """The mean factor that a model's weights were divided by; 1 if they were not, or nobody knows."""
-    try:
-        factor = float(document.metadata.get(META_MEAN_GAIN, 1))
-    except ValueError:
-        return 1.0
-    return factor if 0 < factor < np.inf else 1.0
-
-
-def _held(tensor: gs.Tensor) -> gs.Constant | None:
-    """The constant in the node that makes a tensor."""
-    value = tensor.inputs[0].attrs.get("value")
-    return value if isinstance(value, gs.Constant) else None
 
 
 def _read_elsewhere(document: Document, users: Iterable[tuple[gs.Node, Product]]) -> bool:

@@ -59,7 +59,7 @@ META_CHIP_INPUT = "cnpass.chip_input"
 META_ONLY_CHIP = "cnpass.only_chip"
 """On a model that was made for one chip: its number."""
 META_MEAN_GAIN = "cnpass.mean_gain"
-"""On a model whose weights were divided by a device's mean factor: that factor."""
+"""On a model whose weights were divided by a device's mean factor: that factor by weight, as JSON."""
 META_FIRST_SAMPLE_INPUT = "cnpass.first_sample_input"
 
 META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no password)
@@ -143,3 +143,10 @@ def explicit_conv_attributes(attributes: Mapping[str, Any], kernel_shape: Sequen
         pads = attributes.get("pads") if auto_pad == "NOTSET" else None
         explicit["pads"] = list(pads or [0] * (2 * rank))
     return explicit
+
+
+def only_chip(metadata: Mapping[str, str]) -> int | None:
+    """Return the chip that a model was made for; None if it is for all chips, or says nothing that is one."""
+    text = metadata.get(META_ONLY_CHIP, "")
+    number = int(text) if text.isdecimal() and len(text) <= len(str(MAX_CHIP)) else MAX_CHIP + 1
+    return number if number <= MAX_CHIP else None

@@ -17,7 +17,7 @@ from cnpass.runtime.ops import (
     MAX_CHIP,
     META_CHIP_INPUT,
     META_FIRST_SAMPLE_INPUT,
-    META_ONLY_CHIP,
+    only_chip,
 )
 
 _SILENT = 4  # ORT's severity "fatal": failures come back as exceptions, which we report in one line
@@ -64,8 +64,8 @@ class Session:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self._chip_input = metadata.get(META_CHIP_INPUT)
         self._first_sample_input = metadata.get(META_FIRST_SAMPLE_INPUT)
-        own = metadata.get(META_ONLY_CHIP, "") if self._chip_input else ""
-        self._only_chip = int(own) if own.isdecimal() else IDEAL_CHIP
+        own = only_chip(metadata) if self._chip_input else None
+        self._own_chip = IDEAL_CHIP if own is None else own
         selectors = {self._chip_input, self._first_sample_input}
         self._types = {i.name: _dtype(i.type) for i in self._session.get_inputs() if i.name not in selectors}
         self._structures = {i.name for i in self._session.get_inputs() if not i.type.startswith("tensor(")}
@@ -102,7 +102,7 @@ class Session:
 
         feeds = self._feeds(inputs)
         if chip is None:
-            chip = self._only_chip
+            chip = self._own_chip
         if not hasattr(chip, "__index__") or not IDEAL_CHIP <= chip <= MAX_CHIP:
             raise UsageError(f"chip is {chip}; it must be a whole number from {IDEAL_CHIP} to {MAX_CHIP}")
         if self._chip_input is not None:

@@ -11,7 +11,7 @@ from cnpass.document import Document
 from cnpass.errors import ModelError, UsageError
 from cnpass.passes import analog
 from cnpass.runtime.devices import DeviceModel, device_from_attributes, make_device
-from cnpass.runtime.ops import META_ONLY_CHIP
+from cnpass.runtime.ops import only_chip
 
 DEFAULT_DEVICE = "lognormal"
 
@@ -78,19 +78,13 @@ def check_sigma(sigma: object, param: Mapping[str, float]) -> None:
         raise UsageError("option --param: sigma is given by --sigma already")
 
 
-def only_chip(document: Document) -> int | None:
-    """Return the chip that a model was made for (``cnpass calibrate``); None if it is for all chips."""
-    chip = document.metadata.get(META_ONLY_CHIP, "")
-    return int(chip) if chip.isdecimal() else None
-
-
 def refuse_only_chip(document: Document) -> None:
     """Refuse a model that was made for one chip.
 
     Raises:
         ModelError: It is.
     """
-    chip = only_chip(document)
+    chip = only_chip(document.metadata)
     if chip is not None:
         raise ModelError(
             f"{document.path or 'the model'}: was made for chip {chip} alone; start from what it was made of"

@@ -12,7 +12,7 @@ import onnx
 from cnpass import data as datasets
 from cnpass.data import Dataset
 from cnpass.document import Document, as_document
-from cnpass.evaluation.chosen import analog_attributes, check_sigma, chosen_parameters, only_chip
+from cnpass.evaluation.chosen import analog_attributes, check_sigma, chosen_parameters
 from cnpass.evaluation.montecarlo import MonteCarlo
 from cnpass.functions import check_analog
 from cnpass.progress import Progress
@@ -20,6 +20,7 @@ from cnpass.recipe import EvaluateRecipe
 from cnpass.records import DataInfo, EvaluateRecord, ModelInfo
 from cnpass.runfolder import RunFolder
 from cnpass.runtime.devices import DeviceModel, get_device, make_device
+from cnpass.runtime.ops import only_chip
 
 DEFAULT_SIGMAS = (0.1, 0.3, 0.5)
 
@@ -62,7 +63,7 @@ def evaluate(
     devices = chosen_devices(chosen, document)
     check_analog(document)
     notes = []
-    if (chip := only_chip(document)) is not None:
+    if (chip := only_chip(document.metadata)) is not None:
         notes.append(
             f"the model was made for chip {chip} alone, and is measured on others here; the record of cnpass "
             "calibrate has its own figure"

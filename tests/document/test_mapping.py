@@ -120,7 +120,7 @@ def test_digital_with_a_reason(build, node, reason):
         (
             helper.make_node("Quant", ["w"], ["m"], domain="qonnx.custom_op.general"),
             ["x", "m"],
-            "weight 'm' is computed by Quant of unknown domain 'qonnx.custom_op.general'",
+            "weight 'm' is computed by Quant of domain 'qonnx.custom_op.general'",
         ),
         (helper.make_node("Quant", ["x"], ["m"], domain="odd"), ["x", "m"], "multiplies two activations"),
         (helper.make_node("Relu", ["x"], ["m"]), ["x", "m"], "multiplies two activations"),
@@ -239,24 +239,27 @@ def test_bodies_and_functions_are_listed_node_by_node(build):
     nodes = [
         helper.make_node("If", ["flag"], ["a"], name="if", then_branch=inner, else_branch=other),
         helper.make_node("Mine", ["a"], ["y"], domain="local", name="call"),
+        helper.make_node("Mine", ["square"], ["v"], domain="local", name="maker"),
+        helper.make_node("MatMul", ["a", "v"], ["z"], name="made"),
     ]
-    model = build(nodes, {"flag": np.array(True), "w": weight(4, 2)})
+    model = build(nodes, {"flag": np.array(True), "w": weight(4, 2), "square": weight(2, 2)})
     body = [helper.make_node("MatMul", ["p", "p"], ["q"])]
     model.functions.append(
         helper.make_function("local", "Mine", ["p"], ["q"], body, [helper.make_opsetid("", 18)])
     )
     found = plan(Document.from_proto(model))
     assert [node.label for node in found.nodes] == [
-        *("if", "call", "if/other/r3", "if/branch/m", "if/branch/r2", "Mine/q")
+        *("if", "call", "maker", "made", "if/other/r3", "if/branch/m", "if/branch/r2", "Mine/q")
     ]
     assert [node.label for node in found.analog] == ["if/other/r3", "if/branch/m"]
     assert [node.stream for node in found.analog] == [0, 1]
     assert all("how often its body runs is not known" in node.reason for node in found.analog)
     assert "its body is listed" in found.nodes[0].reason
     assert "local function 'Mine'" in found.nodes[1].reason
-    assert "local function 'Mine'" in found.nodes[5].reason
-    assert [node.macs for node in found.nodes] == [0, None, None, None, 0, None]
-    assert found.constants == {"inner": 8, "w": 8}
+    assert found.nodes[3].reason == "weight 'v' is computed by the local function 'Mine'"
+    assert "local function 'Mine'" in found.nodes[7].reason
+    assert [node.macs for node in found.nodes] == [0, None, None, None, None, None, 0, None]
+    assert found.constants == {"square": 4, "inner": 8, "w": 8}
 
 
 def test_weights_of_one_name_in_two_bodies_are_two(build):

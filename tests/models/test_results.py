@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,15 +29,26 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_tables_are_those_of_the_records(
     script: str, page: str, row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    module = _script(script, monkeypatch)
+    assert (ROOT / "docs" / page).read_text() == module.render(), f"run python benchmarks/{script}.py table"
+    assert row in module.table()
+
+
+def test_the_benchmark_of_samplers_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _script("samplers", monkeypatch)
+    with module.bench(ROOT / "models" / "digits-lenet5.onnx", {}, tmp_path) as at:
+        assert len(at.nodes) == 3
+
+
+def _script(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where scripts find each other
-    spec = importlib.util.spec_from_file_location(script, ROOT / "benchmarks" / f"{script}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, script, module)  # where dataclasses look for their module
+    monkeypatch.setitem(sys.modules, name, module)  # where dataclasses look for their module
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / page).read_text() == module.render(), f"run python benchmarks/{script}.py table"
-    assert row in module.table()
+    return module
 
 
 def test_our_devices_agree_with_those_of_peers_where_no_reason_says_otherwise() -> None:

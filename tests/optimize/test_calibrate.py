@@ -187,6 +187,19 @@ def test_a_model_for_one_chip_stays_one(model: Path, tmp_path: Path) -> None:
         session.run(x, chip=1.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("said", ["", "-1", "7.0", "seven", "4294967295", "5" * 5000])
+def test_a_chip_that_is_none_is_not_heeded(model: Path, tmp_path: Path, said: str) -> None:
+    document = Document.load(model)
+    Pipeline.parse("map-crossbar").run(document)
+    document.metadata["cnpass.only_chip"] = said
+    document.save(tmp_path / "odd.onnx")
+    data = str(model.with_suffix(".npz"))
+    assert not cnpass.evaluate(tmp_path / "odd.onnx", data=data, chips=2, workers=1).notes
+    with np.load(data) as arrays:
+        x, session = arrays["x_test"], cnpass.Session(tmp_path / "odd.onnx")
+    np.testing.assert_array_equal(session.run(x)[0], session.run(x, chip=-1)[0])
+
+
 def test_what_a_correction_costs_is_told_apart_from_what_was_there(model: Path, tmp_path: Path) -> None:
     document = Document.load(model)
     Pipeline.parse("insert-compensation{node=first,kind=linear},map-crossbar{sigma=0.8}").run(document)

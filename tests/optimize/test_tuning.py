@@ -157,7 +157,10 @@ def test_a_better_mean_by_chance_is_no_reason_to_change() -> None:
 
 def test_optimize_climbs_with_what_was_chosen(model: Path, tmp_path: Path, monkeypatch) -> None:
     def try_out(job: Any, *_: Any, **__: Any) -> stages.TriedOut:
-        return stages.TriedOut([0.5 + 0.1 * (job.recipe.clip_weights is not None)] * 30, 1)
+        recipe = job.recipe
+        return stages.TriedOut(
+            [0.5 + 0.1 * (recipe.clip_weights is not None) + 0.1 * (recipe.k != 1)] * 30, 1
+        )
 
     used = []
     train = stages.train
@@ -169,11 +172,13 @@ def test_optimize_climbs_with_what_was_chosen(model: Path, tmp_path: Path, monke
     monkeypatch.setattr(stages, "try_out", try_out)
     monkeypatch.setattr(stages, "train", record_options)
     options: dict[str, Any] = {"sigma": 1.2, "epochs": 1, "trials": 2, "chips": 2, "max_overhead": 0.5}
-    record = cnpass.optimize(model, tune=8, workers=1, output=tmp_path / "o.onnx", **options)
+    options |= {"draws": 2}
+    record = cnpass.optimize(model, tune=16, workers=1, output=tmp_path / "o.onnx", **options)
     beside = json.loads((tmp_path / "o.json").read_text())
     jsonschema.validate(beside, json.loads((SCHEMAS / "optimize.json").read_text()))
     chosen = record.tuned.trials[record.tuned.chosen].options
     assert chosen["clip-weights"] is not None
+    assert chosen["k"] != 1
     for title, trained, distillation in used:
         if "compensation" in title:
             assert trained.clip_weights is trained.censor is None
@@ -183,6 +188,10 @@ def test_optimize_climbs_with_what_was_chosen(model: Path, tmp_path: Path, monke
             assert trained.clip_weights == chosen["clip-weights"]
             assert trained.censor == chosen["censor"]
             assert list(trained.levels) in (chosen["ramp"], chosen["ramp"][-1:])
+            assert trained.k == chosen["k"]
+            assert trained.beta in (0, chosen["beta"])
+            assert (trained.beta > 0) == ("penalty" in title) or title == "training on"
+        assert trained.draws == 2
         assert distillation == chosen["distillation"]
-    assert {title for title, *_ in used} >= {"retraining", "training on"}
+    assert {title for title, *_ in used} >= {"retraining", "retraining with penalty", "training on"}
     assert any("weight clipping" in rung.step for rung in record.ladder)

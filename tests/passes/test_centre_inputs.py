@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,21 @@ CONV = {
     "1-D": ((7, 3, 20), (4, 3, 5), {"strides": [3], "pads": [2, 2]}),
     "3-D": ((7, 2, 5, 6, 7), (3, 2, 2, 3, 3), {"pads": [1, 1, 1, 0, 1, 1]}),
 }
+
+
+def test_the_order_of_it_and_the_mean_gain_makes_no_difference() -> None:
+    bundled = Path(__file__).parents[2] / "models" / "digits-lenet5.onnx"
+    data = f"centre-inputs{{data={bundled.with_suffix('.npz')}}}"
+    held = []
+    for text in (f"{data},correct-mean-gain", f"correct-mean-gain,{data}"):
+        document = Document.load(bundled)
+        Pipeline.parse(text).run(document)
+        held.append({t.name: numpy_helper.to_array(t) for t in document.to_proto().graph.initializer})
+    one, other = held
+    assert set(one) == set(other)
+    assert sum("bias" in name or "offset" in name for name in one) >= 3
+    for name, values in one.items():
+        np.testing.assert_allclose(other[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("bias", [False, True])

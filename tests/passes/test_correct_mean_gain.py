@@ -77,19 +77,39 @@ def test_a_second_time_divides_by_what_the_factor_has_changed_by(named_case):
     once = stored(document)
     again = CorrectMeanGain(device=LogNormal(sigma=0.5))(document)
     assert not again.modified
-    assert "divided by the mean factor 1.13315 before" in again.notes[0]
+    assert again.notes == ("0 of 2 weights divided by the mean factor 1.13315; 2 have been before",)
     Pipeline.parse("map-crossbar,lower-analog").run(document)
     assert all(np.array_equal(stored(document)[key], once[key]) for key in plain)
     other = CorrectMeanGain(device=LogNormal(sigma=0.3))(document)
-    assert other.notes == ("2 of 2 weights divided by the mean factor 1.04603 instead of 1.13315",)
+    assert other.notes == ("2 of 2 weights divided by the mean factor 1.04603",)
     for key in ("w", "v"):
         assert stored(document)[key] == pytest.approx(plain[key] / math.exp(0.3**2 / 2), rel=1e-6)
     assert CorrectMeanGain(device=LogNormal(sigma=0.0))(document).modified
+    assert "cnpass.mean_gain" not in document.metadata
     for key in ("w", "v"):
         assert stored(document)[key] == pytest.approx(plain[key], rel=1e-6)
 
 
-@pytest.mark.parametrize("known", ["", "nan", "-1", "inf"])
+def test_a_weight_that_had_to_stay_is_divided_when_it_can_be(build, weight):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["y"]),
+        helper.make_node("Relu", ["v"], ["z"]),
+    ]
+    document = Document.from_proto(build(nodes, {"w": weight(4, 4), "v": weight(4, 4)}, outputs=("y", "z")))
+    plain = stored(document)
+    assert len(CorrectMeanGain(device=LogNormal(sigma=0.5))(document).notes) == 2
+    document.graph.outputs.pop()
+    document.graph.nodes.pop().inputs.clear()
+    again = CorrectMeanGain(device=LogNormal(sigma=0.5))(document)
+    assert again.notes == ("1 of 2 weights divided by the mean factor 1.13315; 1 have been before",)
+    for key in ("w", "v"):
+        assert stored(document)[key] == pytest.approx(plain[key] / FACTOR)
+
+
+@pytest.mark.parametrize(
+    "known", ["", "nan", "[1.1]", '{"w": NaN}', '{"w": -1.0}', '{"w": Infinity}', '{"w": true}', '{"w": "1"}']
+)
 def test_a_factor_that_is_none_is_not_heeded(named_case, known):
     document = Document.from_proto(named_case("conv"))
     document.metadata["cnpass.mean_gain"] = known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -141,9 +142,56 @@ def test_frozen_weights_keep_their_bytes(setting) -> None:
         assert torch.equal(weight, before[key]) == (key != "fc.weight")
 
 
+def _gradients(setting, monkeypatch, **options: float) -> dict[str, np.ndarray]:
+    """What the first and only step of a training goes by."""
+    forward, problem = setting()
+    keys, seen = list(forward.module.weights), []
+
+    def record(weights: list[torch.Tensor], _: float) -> None:
+        seen.append([weight.grad.double().numpy().copy() for weight in weights])
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    train(forward, problem, replace(OPTIONS, epochs=1, batch=256, checks=0, **options))
+    (gradients,) = seen
+    return dict(zip(keys, gradients, strict=True))
+
+
+@pytest.mark.parametrize(("beta", "k"), [(1e-2, 1.0), (1e-2, 2.0), (0.5, 0.5)])
+def test_a_step_goes_by_the_gradient_of_the_penalty_as_well(
+    setting, monkeypatch, beta: float, k: float
+) -> None:
+    plain = _gradients(setting, monkeypatch, beta=0.0, k=k)
+    penalised = _gradients(setting, monkeypatch, beta=beta, k=k)
+    forward, _ = setting()
+    square = math.exp(0.4**2)
+    norm = k / (math.sqrt(square) + 3 * math.sqrt((square - 1) * square))
+    for key, weight in forward.module.weights.items():
+        given = penalised[key] - plain[key]
+        if "bias" in key:
+            assert not given.any()
+            continue
+        w = weight.detach().double().numpy().reshape(len(weight), -1)
+        w = w if w.shape[0] <= w.shape[1] else w.T
+        expected = 4 * beta * (w @ w.T - norm**2 * np.eye(len(w))) @ w
+        expected = expected if len(w) == len(weight) else expected.T
+        assert np.abs(expected).max() > 1e-4
+        np.testing.assert_allclose(given, expected.reshape(given.shape), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_step_draws_as_many_chips_as_it_is_told(setting, monkeypatch, draws: int) -> None:
+    drawn = []
+    draw = Crossbars.draw
+    monkeypatch.setattr(Crossbars, "draw", lambda *args: drawn.append(1) or draw(*args))
+    train(*setting(), replace(OPTIONS, epochs=1, batch=256, checks=0, draws=draws))
+    assert len(drawn) == draws + 1  # one for the loss of the weights that came in
+
+
 def test_weights_without_a_matrix_are_not_penalised(setting, monkeypatch) -> None:
     options = replace(OPTIONS, epochs=1, checks=0)
     plain = train(*setting(), replace(options, beta=0.0)).weights
+    penalised = train(*setting(), options).weights
+    assert not all(torch.equal(penalised[key], plain[key]) for key in plain)
     monkeypatch.setattr(Lifted, "matrices", lambda *_: iter(()))  # as where bodies compute them
     found = train(*setting(), options).weights
     assert all(torch.equal(found[key], plain[key]) for key in plain)

@@ -1,0 +1,64 @@
+"""What weights were divided by: `correct-mean-gain` keeps it in the model's metadata, as JSON by weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from cnpass.constants import constant_values
+from cnpass.document import Document
+from cnpass.mapping import plan
+from cnpass.runtime.ops import META_MEAN_GAIN
+from cnpass.weights import Weight
+
+
+def mean_gains(document: Document) -> dict[str, float]:
+    """Return the mean factors that weights have been divided by, by the weight's key."""
+    try:
+        found = json.loads(document.metadata.get(META_MEAN_GAIN, "{}"))
+    except ValueError:
+        return {}
+    factors = found.items() if isinstance(found, dict) else ()
+    return {key: float(value) for key, value in factors if type(value) is float and 0 < value < np.inf}
+
+
+def keep_mean_gains(document: Document, gains: Mapping[str, float]) -> None:
+    """Say in a document what its weights have been divided by."""
+    divided = {key: factor for key, factor in gains.items() if factor != 1}
+    if divided:
+        document.metadata[META_MEAN_GAIN] = json.dumps(divided)
+    else:
+        document.metadata.pop(META_MEAN_GAIN, None)
+
+
+def stored_constant(weight: Weight) -> gs.Constant | None:
+    """Return what holds a weight's values: an initializer, or the constant in the node that makes it."""
+    if isinstance(weight.root, gs.Constant):
+        return weight.root
+    value = weight.root.inputs[0].attrs.get("value")
+    return value if isinstance(value, gs.Constant) else None
+
+
+@contextmanager
+def as_chips_have_it(document: Document) -> Iterator[None]:
+    """Multiply weights that were divided by what the device multiplies them by, for as long as this lasts.
+
+    What is measured on such a model without a device would else be too small from layer to layer.
+    """
+    gains = mean_gains(document)
+    weights = {
+        entry.product.weight.key: entry.product.weight for entry in plan(document).analog if entry.product
+    }
+    stored = [(stored_constant(weight), gains[key]) for key, weight in weights.items() if key in gains]
+    kept = [(constant, constant_values(constant), gain) for constant, gain in stored if constant is not None]
+    for constant, values, gain in kept:
+        constant.values = (values.astype(np.float64) * gain).astype(values.dtype)
+    try:
+        yield
+    finally:
+        for constant, values, _ in kept:
+            constant.values = values
