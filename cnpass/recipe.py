@@ -26,6 +26,7 @@ from cnpass.errors import UsageError
 from cnpass.options import Assignments, Duration, Names, Numbers
 from cnpass.training.schedule import LEVELS, RATE
 
+Idle = Iterator[tuple[str, tuple[str, ...]]]
 Layout = Literal["nchw", "nhwc"]
 Sampler = Literal["tpe", "nsga2", "reinforce", "random"]
 DEFAULT_KINDS = ("gain", "residual", "probe", "bypass")
@@ -85,6 +86,24 @@ class Recipe(BaseModel):
     def flag(cls, name: str) -> str:
         """The name of a field on the command line (without dashes) and in TOML."""
         return name.replace("_", "-")
+
+    def idle(self) -> list[str]:
+        """Name the options that differ from their default but do nothing beside others, a line per cause."""
+        lines, named = [], set[str]()
+        for cause, names in self._idle():
+            new = [name for name in names if name not in named]
+            changed = [name for name in new if getattr(self, name) != type(self).model_fields[name].default]
+            named.update(changed)
+            off = {name: "no-" if getattr(self, name) is False else "" for name in changed}
+            flags = ", ".join(f"--{off[name]}{self.flag(name)}" for name in changed)
+            lines += (
+                [f"{flags} {'do' if len(changed) > 1 else 'does'} nothing beside {cause}"] if flags else []
+            )
+        return lines
+
+    def _idle(self) -> Idle:
+        """Causes, and the options that do nothing then."""
+        yield from ()
 
     @classmethod
     def _read(cls, file: Path) -> dict[str, Any]:
@@ -193,7 +212,12 @@ class TrainRecipe(DataRecipe):
     param: Assignments = Field(
         default={}, description="another parameter of the device model, NAME=VALUE; repeatable"
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of chips, training and search")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="seed of chips, training and search; unless told, a mapped model's own",
+    )
     epochs: int | None = Field(
         default=None, ge=1, description="epochs of a long training (default: by data, model and need)"
     )
@@ -225,22 +249,7 @@ class TrainRecipe(DataRecipe):
         default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
     )
 
-    def idle(self) -> list[str]:
-        """Name the options that differ from their default but do nothing beside others, a line per cause."""
-        lines, named = [], set[str]()
-        for cause, names in self._idle():
-            new = [name for name in names if name not in named]
-            changed = [name for name in new if getattr(self, name) != type(self).model_fields[name].default]
-            named.update(changed)
-            off = {name: "no-" if getattr(self, name) is False else "" for name in changed}
-            flags = ", ".join(f"--{off[name]}{self.flag(name)}" for name in changed)
-            lines += (
-                [f"{flags} {'do' if len(changed) > 1 else 'does'} nothing beside {cause}"] if flags else []
-            )
-        return lines
-
-    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Causes, and the options that do nothing then."""
+    def _idle(self) -> Idle:
         if self.epochs is not None:
             yield "--epochs", ("budget",)
 
@@ -286,7 +295,7 @@ class WeightsRecipe(TrainRecipe):
         "distillation on validation chips; 0 for none",
     )
 
-    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _idle(self) -> Idle:
         yield from super()._idle()
         if not self.injection:
             yield "--no-injection", ("ramp", "censor")
@@ -355,7 +364,7 @@ class OptimizeRecipe(SearchRecipe, WeightsRecipe):
         default=None, ge=0, le=1, description="exit with 1 if less of the clean figure is retained"
     )
 
-    def _idle(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def _idle(self) -> Idle:
         if not self.compensation:
             yield "--no-compensation", ("trials", "sampler", "max_overhead", "kinds")
         if not self.retrain:
@@ -403,6 +412,10 @@ class CalibrateRecipe(DataRecipe):
         description="digital parameters and MACs that may be added, as a fraction of the model's",
     )
     samples: int = Field(default=1000, ge=1, description="training samples to measure the chip with")
+
+    def _idle(self) -> Idle:
+        if self.correction == "batch-norm":
+            yield "--correction batch-norm", ("max_overhead",)
 
 
 class InspectRecipe(Recipe):

@@ -39,11 +39,13 @@ def run(
     if dry_run:
         from cnpass.document import Document
         from cnpass.optimization.run import check
-        from cnpass.optimization.setting import Call
+        from cnpass.optimization.setting import Call, build
 
         document = Document.load(model)
-        print_plan(document, console, {"recipe": recipe.identity(), "output": str(output)})
-        check(Call(document, None, output, force, run or default_run(model), restart, console, {}), recipe)
+        call = Call(document, None, output, force, run or default_run(model), restart, console, {})
+        chosen = build(OptimizeRecipe, recipe, call)
+        print_plan(document, console, {"recipe": chosen.identity(), "output": str(output)})
+        check(call, chosen)
         return
     from cnpass.optimization import optimize
 

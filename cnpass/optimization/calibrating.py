@@ -104,9 +104,10 @@ class _Calibration:
         self.notes = list(self.dataset.notes)
         for note in self.notes:
             (progress.warn if self.dataset.random else progress.note)(note)
-        if missing := lost(source):
-            progress.warn(missing)
-            self.notes.append(missing)
+        missing = lost(source)
+        for text in (*(() if missing is None else (missing,)), *recipe.idle()):
+            progress.warn(text)
+            self.notes.append(text)
         self.sources = [*source.sources, Path(self.dataset.name)]
         for name, split in (("training", self.dataset.train), ("validation", self.dataset.val)):
             if not len(split):

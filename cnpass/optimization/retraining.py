@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from cnpass.document import Document
+from cnpass.document import Document, as_document
 from cnpass.optimization import stages
 from cnpass.optimization.setting import Call, Setting, build, carry_out
 from cnpass.optimization.tuning import tune
@@ -54,7 +54,7 @@ def retrain(
         ModelError: The model is invalid, has nothing for a crossbar, or operators that cannot be trained.
         DataError: The data do not fit, or there are none to train on.
     """
-    call = Call(model, data, output, force, run, restart, progress, options)
+    call = Call(as_document(model), data, output, force, run, restart, progress, options)
     return carry_out(call, build(RetrainRecipe, recipe, call), RetrainRecord, "retrained", _result)
 
 

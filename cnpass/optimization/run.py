@@ -10,7 +10,7 @@ import onnx
 
 from cnpass.compensation.kinds import UNTRAINED
 from cnpass.compensation.overhead import overhead
-from cnpass.document import Document
+from cnpass.document import Document, as_document
 from cnpass.errors import UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.optimization import stages
@@ -65,7 +65,7 @@ def optimize(
         ModelError: The model is invalid, or has nothing to put on a crossbar.
         DataError: The data do not fit, or there are none to train on.
     """
-    call = Call(model, data, output, force, run, restart, progress, options)
+    call = Call(as_document(model), data, output, force, run, restart, progress, options)
     chosen = build(OptimizeRecipe, recipe, call)
     return carry_out(call, chosen, OptimizeRecord, _SUFFIX, _Optimization.result, trains=_trains(chosen))
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
-import onnx
 import torch
 
 from cnpass import data as datasets
 from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import uncounted
 from cnpass.data import Dataset, Split
-from cnpass.document import Document, as_document
+from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
@@ -65,7 +64,7 @@ class Call:
     """What a user asks for, beside the recipe.
 
     Attributes:
-        model: Any ONNX model.
+        model: The model.
         data: NPZ file, folder, or ``package.module:function``; None for the recipe's.
         output: The file to write; None for the default.
         force: Whether existing files may be replaced.
@@ -75,7 +74,7 @@ class Call:
         options: Single options of the recipe, which win over it.
     """
 
-    model: str | Path | onnx.ModelProto | Document
+    model: Document
     data: str | Path | None
     output: str | Path | None
     force: bool
@@ -350,7 +349,7 @@ class Ready:
 def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Ready:
     """Check everything that can be checked before the work; see `carry_out`."""
     progress = call.progress or Progress()
-    given = as_document(call.model)
+    given = call.model
     document = unmapped(given)
     output = output_path(document, call.output, suffix)
     if not (call.run and (Path(call.run) / recipe.verb / _RECORD).exists()):
@@ -377,8 +376,10 @@ def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Re
 
 
 def build(kind: type[R], recipe: R | None, call: Call) -> R:
-    """Return a recipe with the single options of a call."""
-    given = {} if recipe is None else recipe.model_dump(exclude_unset=True)
+    """Return a recipe with the single options of a call; the seed is a mapped model's own unless told."""
+    own = analog_attributes(call.model) or {}
+    given = {"seed": int(own.get("seed", 0))}
+    given |= {} if recipe is None else recipe.model_dump(exclude_unset=True)
     data = {} if call.data is None else {"data": str(call.data)}
     return kind.build(None, given | call.options | data)
 

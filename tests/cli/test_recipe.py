@@ -8,6 +8,7 @@ import pytest
 
 from cnpass.errors import UsageError
 from cnpass.recipe import (
+    CalibrateRecipe,
     EvaluateRecipe,
     InspectRecipe,
     OptimizeRecipe,
@@ -156,6 +157,12 @@ def test_the_recipe_of_a_training_survives_toml_and_is_checked(tmp_path: Path) -
         ),
         (RetrainRecipe, {"k": 2}, ["--k does nothing beside --beta 0"]),
         (RetrainRecipe, {"k": 2, "tune": 3}, []),
+        (
+            CalibrateRecipe,
+            {"correction": "batch-norm", "max_overhead": 0.1},
+            ["--max-overhead does nothing beside --correction batch-norm"],
+        ),
+        (CalibrateRecipe, {"correction": "affine", "max_overhead": 0.1}, []),
         (SearchRecipe, {"epochs": 3, "budget": "5m"}, ["--budget does nothing beside --epochs"]),
     ],
 )

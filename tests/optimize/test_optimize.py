@@ -188,6 +188,21 @@ def test_the_bound_on_overhead_holds(model: Path) -> None:
     assert "no compensation fits the overhead allowed" in record.notes
 
 
+def test_a_mapped_model_keeps_its_chips_unless_told(model: Path, tmp_path: Path) -> None:
+    document = Document.load(model)
+    Pipeline.parse("map-crossbar{sigma=1.2,seed=5}").run(document)
+    mapped, data = tmp_path / "mapped.onnx", str(model.with_suffix(".npz"))
+    document.save(mapped)
+    (point,) = cnpass.evaluate(mapped, data, chips=4).points
+    for seed, told in ((5, {}), (3, {"seed": 3})):
+        record = cnpass.optimize(
+            mapped, data, chips=4, retrain=False, compensation=False, output=tmp_path / f"{seed}.onnx", **told
+        )
+        assert (record.before == point) == (seed == 5)
+        assert record.seeds == {"chips": seed, "training": seed}
+        assert cnpass.evaluate(tmp_path / f"{seed}.onnx", data, chips=4).points == [record.after]
+
+
 def test_what_a_mapped_model_loses_is_said(model: Path, tmp_path: Path) -> None:
     document = Document.load(model)
     Pipeline.parse("map-crossbar{sigma=0.8,tile-rows=64},replicate-weights{max-copies=3}").run(document)
