@@ -54,6 +54,8 @@ BUDGET = 250
 """Measured chips after which it is shown, too: what is given up early costs less than a trial."""
 FRESH = range(VALIDATION_CHIPS_START + CHECK_CHIPS, VALIDATION_CHIPS_START + CHECK_CHIPS + 30)
 """Chips that judge what the search's own chips have chosen."""
+SHOWN = (4, 8, 12, 16, 24, 32)
+"""Trainings after which a search with one per trial is shown, beside the last."""
 CHECKS = 4
 """Looks at the validation chips during a training, beside the first."""
 STEP = 3
@@ -282,11 +284,12 @@ def _costs(model: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"| shared weights, the best trained on | {result['trials']['shared']} | {spread} | 1 |"
     reached = None
     for number in range(result["trials"]["per trial"]):
-        figures = [run["fresh"][number] for run in alone]
-        cost = statistics.fmean(run["cost"][number] for run in alone) / unit
+        # A placement that is proposed again is not trained again, so some searches end before.
+        figures = [run["fresh"][: number + 1][-1] for run in alone]
+        cost = statistics.fmean(run["cost"][: number + 1][-1] for run in alone) / unit
         if reached is None and number and statistics.fmean(figures) >= goal:  # the first compensates nothing
             reached = number + 1, cost
-        if number + 1 in {4, 8, 12, 16} or number + 1 == result["trials"]["per trial"]:
+        if number + 1 in SHOWN or number + 1 == result["trials"]["per trial"]:
             spread = _spread([100 * figure for figure in figures])
             yield f"| a training per trial | {number + 1} | {spread} | {cost:.2f} |"
     yield ""
