@@ -258,7 +258,7 @@ RUNGS = {
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
     "probes": Rung("compensation alone, probes, untrained", _probes),
     "centring": Rung("centred inputs and mean-gain correction, untrained", _centring),
-    "bypass": Rung("the same and bypasses, untrained", _bypass),
+    "bypass": Rung("centred inputs, mean-gain correction and bypasses, untrained", _bypass),
     "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", *OUR_KINDS)),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
     "best": Rung("everything that helps, trained together", _best, grid=True),
