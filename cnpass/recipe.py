@@ -48,6 +48,8 @@ class Recipe(BaseModel):
     )
     extendable: ClassVar[frozenset[str]] = frozenset()
     """Options that may change between two runs in one folder: they add work, or say how it is done."""
+    from_model: ClassVar[frozenset[str]] = frozenset()
+    """Options whose default is that of a model without one of its own."""
     verb: ClassVar[str]
 
     @classmethod
@@ -121,8 +123,9 @@ class Recipe(BaseModel):
         return values
 
     def to_toml(self) -> str:
-        """The recipe as TOML; options that are not set are left out."""
-        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """The recipe as TOML; options that are not set, or left to the model, are left out."""
+        untold = set(self.from_model - self.model_fields_set)
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=untold)
         return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items() if value != {})
 
     def identity(self) -> dict[str, Any]:
@@ -202,6 +205,7 @@ class TrainRecipe(DataRecipe):
     """What the verbs that train have in common."""
 
     extendable: ClassVar[frozenset[str]] = frozenset({"workers", "train_on"})
+    from_model: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     device: str | None = Field(
         default=None, description="device model (default: the mapped model's own, else lognormal)"

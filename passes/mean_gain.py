@@ -50,9 +50,8 @@ def as_chips_have_it(document: Document) -> Iterator[None]:
     What is measured on such a model without a device would else be too small from layer to layer.
     """
     gains = mean_gains(document)
-    weights = {
-        entry.product.weight.key: entry.product.weight for entry in plan(document).analog if entry.product
-    }
+    analog = plan(document).analog if gains else ()
+    weights = {entry.product.weight.key: entry.product.weight for entry in analog if entry.product}
     stored = [(stored_constant(weight), gains[key]) for key, weight in weights.items() if key in gains]
     kept = [(constant, constant_values(constant), gain) for constant, gain in stored if constant is not None]
     for constant, values, gain in kept:

@@ -104,8 +104,7 @@ class _Calibration:
         self.notes = list(self.dataset.notes)
         for note in self.notes:
             (progress.warn if self.dataset.random else progress.note)(note)
-        missing = lost(source)
-        for text in (*(() if missing is None else (missing,)), *recipe.idle()):
+        for text in (*lost(source), *recipe.idle()):
             progress.warn(text)
             self.notes.append(text)
         self.sources = [*source.sources, Path(self.dataset.name)]

@@ -368,8 +368,7 @@ def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Re
         _check_data(dataset)
         if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
             progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
-    missing = lost(given)
-    warnings = (*(() if missing is None else (missing,)), *recipe.idle())
+    warnings = (*lost(given), *recipe.idle())
     for text in warnings:
         progress.warn(text)
     return Ready(document, warnings, device, dataset, output, progress)
@@ -396,8 +395,8 @@ def unmapped(document: Document) -> Document:
     return plain
 
 
-def lost(document: Document) -> str | None:
-    """Say what a mapped model has that what is made of it will not have; None if nothing."""
+def lost(document: Document) -> list[str]:
+    """Say what a mapped model has that what is made of it will not have, in a line; none if nothing."""
     found = {
         name
         for node in analog_nodes(document)
@@ -405,9 +404,9 @@ def lost(document: Document) -> str | None:
         if node.attrs.get(name, 0)
     }
     if not found:
-        return None
+        return []
     names = ", ".join(sorted(name.replace("_", "-") for name in found))
-    return f"the model's {names} are left out: figures and output are of crossbars that are read ideally"
+    return [f"the model's {names} are left out: figures and output are of crossbars that are read ideally"]
 
 
 def output_path(document: Document, output: str | Path | None, suffix: str) -> Path:

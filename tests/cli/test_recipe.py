@@ -112,6 +112,11 @@ def test_names_are_checked_and_survive_toml(tmp_path: Path) -> None:
             OptimizeRecipe.build(None, {name: value})
 
 
+def test_a_saved_recipe_leaves_the_seed_to_a_mapped_model_unless_told() -> None:
+    assert "seed" not in OptimizeRecipe.build(None, {"epochs": 3}).to_toml()
+    assert "seed = 0\n" in OptimizeRecipe.build(None, {"seed": 0}).to_toml()
+
+
 def test_the_recipe_of_a_training_survives_toml_and_is_checked(tmp_path: Path) -> None:
     flags = {"ramp": "0.5, 1.2", "clip_weights": 2.5, "censor": 1.0, "beta": 1e-4, "k": 2, "tune": 8}
     for kind in (RetrainRecipe, OptimizeRecipe):

@@ -191,7 +191,7 @@ def test_what_cannot_be_followed_is_no_weight(build, nodes):
         (helper.make_node("Add", ["r", "r"], ["w"], domain="else.where"), True),
     ],
 )
-def test_what_constant_makers_alone(build, node, constant):
+def test_what_depends_on_constants_alone(build, node, constant):
     _, document = find(build, [node], {"r": W})
     makers = constant_makers(document.graph.nodes[-1].inputs[1])
     assert ([maker.op for maker in makers] if makers is not None else None) == (
