@@ -65,7 +65,7 @@ def conv(node: Node) -> Kernel:
 
 @rule("ConvTranspose", layer=True)
 def conv_transpose(node: Node) -> Kernel:
-    """ConvTranspose: the full transposed convolution, then cropped by the pads."""
+    """ConvTranspose: the full transposed convolution, then cropped by the pads, as ONNX Runtime does it."""
     auto_pad = node.text("auto_pad", "NOTSET")
     pads, strides, dilations = node.integers("pads"), node.integers("strides"), node.integers("dilations")
     extra, shape, group = (
@@ -80,11 +80,12 @@ def conv_transpose(node: Node) -> Kernel:
         full = _CONV_TRANSPOSE[n - 1](x, w, None, stride, 0, 0, group, dilation)
         sizes = [size + t for size, t in zip(full.shape[2:], tail, strict=True)]
         if shape or auto_pad.startswith("SAME"):
-            target = shape[-n:] if shape else [d * s for d, s in zip(x.shape[2:], stride, strict=True)]
-            total = [size - t for size, t in zip(sizes, target, strict=True)]
-            half = [t // 2 for t in total]  # negative where the output is larger than the full convolution
-            rest = [t - h for t, h in zip(total, half, strict=True)]
-            low, high = (half, rest) if auto_pad == "SAME_UPPER" else (rest, half)
+            # ONNX Runtime lets SAME only crop, and puts what an output shape asks for beyond that at the end.
+            same = [min(d * s, size) for d, s, size in zip(x.shape[2:], stride, sizes, strict=True)]
+            target = shape[-n:] if shape else same
+            total = [max(size - t, 0) for size, t in zip(sizes, target, strict=True)]
+            low = [t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
+            high = [size - t - before for size, t, before in zip(sizes, target, low, strict=True)]
         else:
             low, high = (pads[:n], pads[n:]) if pads else ([0] * n, [0] * n)
         y = pad_spatial(full, [-p for p in low], [t - p for t, p in zip(tail, high, strict=True)])
