@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +46,8 @@ ORDER = (
     "chip-best",
 )
 """Rungs as the ladder has them, which is not the order in which they are made."""
+STARTS = {"paper": "penalty", "best-copies": "best"}
+"""Rungs that train on what another one made; what that took, they took too."""
 
 Figures = Mapping[str, Any]
 Seeds = Mapping[str, Mapping[str, Figures]]
@@ -89,14 +92,15 @@ def _ladder(row: str, seeds: Seeds) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rung in ORDER:
-        found = {seed: rungs[rung] for seed, rungs in seeds.items() if rung in rungs}
-        if found:
-            clean = fmean(seeds[seed]["plain"]["clean"] for seed in found)
-            lines.append(_line(list(found.values()), clean))
+        measured = [rungs for rungs in seeds.values() if rung in rungs]
+        if measured:
+            lines.append(_line(measured, rung))
     return "\n".join(lines)
 
 
-def _line(found: list[Figures], clean: float) -> str:
+def _line(measured: list[Mapping[str, Figures]], rung: str) -> str:
+    found = [rungs[rung] for rungs in measured]
+    clean = fmean(rungs["plain"]["clean"] for rungs in measured)
     points = [_point(figures) for figures in found]
     copies = [figures["copies"]["mean"] for figures in found if "copies" in figures]
     macs = [figures["overhead"]["macs"] for figures in found if figures["overhead"]["macs"] is not None]
@@ -109,20 +113,28 @@ def _line(found: list[Figures], clean: float) -> str:
         f"{_percent(copies)} ({_percent(copy / clean for copy in copies)})" if copies else "",
         _percent(figures["overhead"]["params"] for figures in found),
         _percent(macs),
-        _mean((figures.get("epochs") for figures in found), ".0f"),
-        _mean((s / 60 if (s := figures.get("seconds")) is not None else None for figures in found), ".1f"),
+        _mean((_took(rungs, rung, "epochs") for rungs in measured), ".0f"),
+        _mean((_took(rungs, rung, "seconds", 60) for rungs in measured), ".1f"),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
+def _took(rungs: Mapping[str, Figures], rung: str, what: str, unit: float = 1) -> float | None:
+    """Epochs or seconds of a rung, with those of the rung that it starts from; None if not known."""
+    parts = [rungs.get(name, {}).get(what) for name in (rung, STARTS.get(rung)) if name]
+    return None if None in parts else sum(parts) / unit
+
+
 def _spread(points: list[Figures]) -> str:
-    """One seed: over its chips. Several: the mean of their means, and the range of these."""
+    """Mean and standard deviation over chips; behind them the mean's interval, or its range over seeds."""
+    means = [point["mean"] for point in points]
+    deviation = sqrt(fmean(point["std"] ** 2 for point in points))
     if len(points) > 1:
-        means = [point["mean"] for point in points]
-        return f"{_percent(means)} ({100 * min(means):.2f} to {100 * max(means):.2f})"
-    (point,) = points
-    low, high = point["ci95"]
-    return f"{100 * point['mean']:.2f} ± {100 * point['std']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+        behind = f"({100 * min(means):.2f} to {100 * max(means):.2f})"
+    else:
+        low, high = points[0]["ci95"]
+        behind = f"[{100 * low:.2f}, {100 * high:.2f}]"
+    return f"{100 * fmean(means):.2f} ± {100 * deviation:.2f} {behind}"
 
 
 def _grid(seeds: Seeds) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -180,3 +181,43 @@ def test_a_dry_run_goes_on_after_a_kill_and_fills_the_table(cifar: Path, tmp_pat
     text = table.table()
     assert "A cut: every layer has 16/64 of the filters" in text
     assert text.count("(per chip)") == 1
+
+
+def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("paper_table")
+
+    def figures(mean: float, std: float, epochs: int) -> dict[str, Any]:
+        point = {"params": {"sigma": 0.5}, "mean": mean, "std": std, "ci95": [mean - 0.01, mean + 0.01]}
+        return {
+            "title": "",
+            "scope": "agnostic",
+            "clean": 0.8,
+            "points": [point],
+            "overhead": {"params": 0.0, "macs": 0.0},
+            "epochs": epochs,
+            "seconds": 60.0 * epochs,
+        }
+
+    seeds = {
+        "0": {
+            "plain": figures(0.3, 0.03, 9),
+            "penalty": figures(0.4, 0.02, 5),
+            "paper": figures(0.5, 0.01, 7),
+        },
+        "1": {"plain": figures(0.2, 0.04, 9)},
+    }
+    monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
+    table.STORE.write_text(json.dumps({"lenet5-mnist": seeds}))
+    plain, penalty, paper = (
+        line.split(" | ") for line in table.table().splitlines() if line.startswith("|  |")
+    )
+    assert plain[2:4] == ["25.00 ± 3.54 (20.00 to 30.00)", "31.25"]
+    assert penalty[2:4] == ["40.00 ± 2.00 [39.00, 41.00]", "50.00"]
+    assert [line[-2:] for line in (plain, penalty, paper)] == [
+        ["9", "9.0 |"],
+        ["5", "5.0 |"],
+        ["12", "12.0 |"],
+    ]
