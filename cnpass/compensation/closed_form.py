@@ -142,18 +142,16 @@ def fit(
     ):
         bench = Bench(target or document, device, split, samples, numbers, seed, Path(folder))
         for choice, site in todo:
-            random, width = (
-                seed_of(seed, "compensation", choice.node) % 2**31,
-                width_of(choice.ratio, site, choice.kind),
-            )
-            insertion = insert(fitted, site, choice.kind, width, creator=InsertCompensation.name, seed=random)
+            kind, random = choice.kind, seed_of(seed, "compensation", choice.node) % 2**31
+            width = width_of(choice.ratio, site, kind)
+            insertion = insert(fitted, site, kind, width, creator=InsertCompensation.name, seed=random)
             place = Place(choice.node, site.y.name, _seen(insertion).name, site.axis, site.outputs)
             moments, variance = bench.observe(fitted, place, task)
-            coefficients = _FITS[choice.kind](insertion, moments, ridge)
+            coefficients = _FITS[kind](insertion, moments, ridge)
             before = np.trace(moments.tt) + moments.count * np.sum(moments.t_mean**2)
             found = [float(error / variance) for error in (before, moments.remaining(coefficients))]
             filters = width if insertion.maps else 0
-            results.append(NodeFit(choice.node, choice.kind, filters, *found))
+            results.append(NodeFit(choice.node, kind, filters, *found))
             task.describe(f"{choice.node}: error {found[0]:.3g}, then {found[1]:.3g}")
     return Fit(fitted, tuple(results))
 

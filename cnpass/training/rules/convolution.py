@@ -68,11 +68,8 @@ def conv_transpose(node: Node) -> Kernel:
     """ConvTranspose: the full transposed convolution, then cropped by the pads, as ONNX Runtime does it."""
     auto_pad = node.text("auto_pad", "NOTSET")
     pads, strides, dilations = node.integers("pads"), node.integers("strides"), node.integers("dilations")
-    extra, shape, group = (
-        node.integers("output_padding"),
-        node.integers("output_shape"),
-        node.integer("group", 1),
-    )
+    extra, shape = node.integers("output_padding"), node.integers("output_shape")
+    group = node.integer("group", 1)
 
     def kernel(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
         n = _spatial_axes(w)
