@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -52,6 +52,8 @@ STARTS = {"paper": "penalty", "best-copies": "best"}
 Figures = Mapping[str, Any]
 Seeds = Mapping[str, Mapping[str, Figures]]
 """Figures of a rung by training seed and rung."""
+Line = tuple[str, list[Figures], float]
+"""A title, points in the order of sigma, and the accuracy on the ideal chip."""
 
 
 def collect(folder: Path) -> None:
@@ -65,7 +67,10 @@ def collect(folder: Path) -> None:
             others = path.with_name(f"{rung}.grid.figures.json")
             if others.exists():
                 figures["points"] += json.loads(others.read_text())
-                figures["points"].sort(key=lambda point: point["params"]["sigma"])
+                figures["points"].sort(key=_sigma)
+            regained = path.with_name(f"{rung}.regained.figures.json")
+            if regained.exists():
+                figures["regained"] = json.loads(regained.read_text())
             store.setdefault(row, {}).setdefault(seed, {})[rung] = figures
     STORE.write_text(json.dumps(store, indent=1, sort_keys=True) + "\n")
 
@@ -142,26 +147,42 @@ def _grid(seeds: Seeds) -> str:
 
     Only of training seeds for which all of these rungs were, so that lines can be compared.
     """
-    measured = {
-        seed: [rung for rung in ORDER if rung in rungs and len(rungs[rung]["points"]) > 1]
-        for seed, rungs in seeds.items()
-    }
+    measured = {seed: list(_lines(rungs)) for seed, rungs in seeds.items()}
     most = max(measured.values(), key=len)
     if not most:
         return ""
-    chosen = [seed for seed, rungs in measured.items() if rungs == most]
-    sigmas = [f"{point['params']['sigma']:g}" for point in seeds[chosen[0]][most[0]]["points"]]
+    chosen = [seed for seed, lines in measured.items() if _titles(lines) == _titles(most)]
+    sigmas = [f"{_sigma(point):g}" for point in most[0][1]]
     head = f"trained for sigma 0.5, training seeds {', '.join(chosen)}; at sigma"
-    lines = [f"| {head} | " + " | ".join(sigmas) + " |", "|---|" + "---|" * len(sigmas)]
-    for rung in most:
-        found = zip(*(seeds[seed][rung]["points"] for seed in chosen), strict=True)
-        cells = (_percent(point["mean"] for point in points) for points in found)
-        lines.append(f"| {seeds[chosen[0]][rung]['title']} | " + " | ".join(cells) + " |")
+    lines = [f"| {head} | 0 | " + " | ".join(sigmas) + " |", "|---|---|" + "---|" * len(sigmas)]
+    for (title, *_), *parts in zip(most, *(measured[seed] for seed in chosen), strict=True):
+        values = ([clean, *(point["mean"] for point in points)] for _, points, clean in parts)
+        found = (_percent(several) for several in zip(*values, strict=True))
+        lines.append(f"| {title} | " + " | ".join(found) + " |")
     return "\n".join(lines)
 
 
+def _lines(rungs: Mapping[str, Figures]) -> Iterator[Line]:
+    """Return what was measured at every sigma."""
+    for rung in ORDER:
+        if rung in rungs and len(rungs[rung]["points"]) > 1:
+            figures = rungs[rung]
+            yield figures["title"], figures["points"], figures["clean"]
+            if "regained" in figures:
+                points = sorted([*figures["regained"]["points"], _point(figures)], key=_sigma)
+                yield "the same, mean gain corrected for each sigma", points, figures["regained"]["clean"]
+
+
+def _titles(lines: Iterable[Line]) -> list[str]:
+    return [title for title, *_ in lines]
+
+
+def _sigma(point: Figures) -> float:
+    return float(point["params"]["sigma"])
+
+
 def _point(figures: Figures) -> Figures:
-    return next(point for point in figures["points"] if point["params"]["sigma"] == SIGMA)
+    return next(point for point in figures["points"] if _sigma(point) == SIGMA)
 
 
 def _percent(values: Iterable[float]) -> str:

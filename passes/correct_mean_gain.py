@@ -26,8 +26,9 @@ class CorrectMeanGain(DevicePass):
     Where the device gives weight w the mean m w, programming w / m makes the mean right, at no digital cost.
     The ideal chip is then off by 1 / m: the model is made for real ones. A stored weight is divided once,
     however many analog nodes share it; what something digital reads too, or a node makes of integers,
-    is left alone, and a note says so. The model keeps the factor in its metadata: corrected again, a weight
-    is divided by what the factor has changed by since.
+    is left alone, and a note says so. The model keeps the factor in its metadata, as retraining does with the
+    one that weights learn: corrected again, a weight is divided by what the factor has changed by since. So a
+    model that was made for one device is made right for another.
     """
 
     name: ClassVar[str] = "correct-mean-gain"

@@ -1,4 +1,7 @@
-"""What weights were divided by: `correct-mean-gain` keeps it in the model's metadata, as JSON by weight."""
+"""The mean factor of a device that weights are made for, in the model's metadata, as JSON by weight.
+
+`correct-mean-gain` makes weights for one by division, training under variation by learning.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ import onnx_graphsurgeon as gs
 from cnpass.constants import constant_values
 from cnpass.document import Document
 from cnpass.mapping import plan
+from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.ops import META_MEAN_GAIN
 from cnpass.weights import Weight
 
 
 def mean_gains(document: Document) -> dict[str, float]:
-    """Return the mean factors that weights have been divided by, by the weight's key."""
+    """Return the mean factors that weights are made for, by the weight's key; 1 where none is named."""
     try:
         found = json.loads(document.metadata.get(META_MEAN_GAIN, "{}"))
     except ValueError:
@@ -27,12 +31,27 @@ def mean_gains(document: Document) -> dict[str, float]:
 
 
 def keep_mean_gains(document: Document, gains: Mapping[str, float]) -> None:
-    """Say in a document what its weights have been divided by."""
-    divided = {key: factor for key, factor in gains.items() if factor != 1}
-    if divided:
-        document.metadata[META_MEAN_GAIN] = json.dumps(divided)
+    """Say in a document which mean factors its weights are made for."""
+    named = {key: factor for key, factor in gains.items() if factor != 1}
+    if named:
+        document.metadata[META_MEAN_GAIN] = json.dumps(named)
     else:
         document.metadata.pop(META_MEAN_GAIN, None)
+
+
+def mean_factor(device: DeviceModel) -> float | None:
+    """Return the factor that a device multiplies any weight by on average; None if it is no constant."""
+    weights = np.array([-1.0, -0.25, 0.5, 1.0])
+    means = np.asarray(device.mean(weights))
+    return float(means[-1]) if np.allclose(means, means[-1] * weights, rtol=1e-6, atol=0) else None
+
+
+def keep_trained(document: Document, device: DeviceModel) -> None:
+    """Say in a document that its analog weights have learned the mean factor of a device, if it has one."""
+    factor = mean_factor(device)
+    if factor is not None:
+        keys = (entry.product.weight.key for entry in plan(document).analog if entry.product)
+        keep_mean_gains(document, dict.fromkeys(keys, factor))
 
 
 def stored_constant(weight: Weight) -> gs.Constant | None:
@@ -45,7 +64,7 @@ def stored_constant(weight: Weight) -> gs.Constant | None:
 
 @contextmanager
 def as_chips_have_it(document: Document) -> Iterator[None]:
-    """Multiply weights that were divided by what the device multiplies them by, for as long as this lasts.
+    """Multiply weights by the mean factor that they are made for, for as long as this lasts.
 
     What is measured on such a model without a device would else be too small from layer to layer.
     """

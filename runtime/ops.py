@@ -59,7 +59,7 @@ META_CHIP_INPUT = "cnpass.chip_input"
 META_ONLY_CHIP = "cnpass.only_chip"
 """On a model that was made for one chip: its number."""
 META_MEAN_GAIN = "cnpass.mean_gain"
-"""On a model whose weights were divided by a device's mean factor: that factor by weight, as JSON."""
+"""On a model whose weights are made for a device's mean factor: that factor by weight, as JSON."""
 META_FIRST_SAMPLE_INPUT = "cnpass.first_sample_input"
 
 META_PASS = "cnpass.pass"  # noqa: S105 (the key that names a graph pass, no password)

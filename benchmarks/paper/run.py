@@ -36,12 +36,14 @@ from cnpass.evaluation.statistics import summarise
 from cnpass.files import write_text
 from cnpass.optimization.replication import replicate, without_copies
 from cnpass.optimization.setting import unmapped
+from cnpass.passes.pipeline import Pipeline
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import Point
 from cnpass.runtime.devices import make_device
 
 TILE = 256
-GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+OTHERS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
+"""The sigmas that rungs are not made for."""
 
 
 def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
@@ -71,9 +73,20 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
 
 def measure_grid(bench: Bench, name: str, chips: int) -> list[dict[str, Any]]:
     """Measure a rung's model, as it is, at the sigmas that it was not made for."""
-    sigmas = [sigma for sigma in GRID if sigma != SIGMA]
-    _, points = _over_chips(bench, _agnostic(bench, name), sigmas, chips, f"{name}.grid")
+    _, points = _over_chips(bench, _agnostic(bench, name), OTHERS, chips, f"{name}.grid")
     return [point.model_dump(mode="json") for point in points]
+
+
+def measure_corrected(bench: Bench, name: str, chips: int) -> dict[str, Any]:
+    """Measure a rung's model with its mean gain corrected for each of these sigmas and for the ideal chip."""
+    measured = {}
+    for sigma in (0.0, *OTHERS):
+        document = _agnostic(bench, name)
+        Pipeline.parse(f"correct-mean-gain{{sigma={sigma}}}").run(document)
+        kept = f"{name}.for-{sigma}"
+        measured[sigma] = _over_chips(bench, document, (sigma,), chips if sigma else 2, kept)
+    clean, _ = measured.pop(0.0)
+    return {"clean": clean, "points": [point.model_dump(mode="json") for _, (point,) in measured.values()]}
 
 
 def _agnostic(bench: Bench, name: str) -> Document:
@@ -179,6 +192,10 @@ def main() -> None:
         path = folder / f"{name}.grid.figures.json"
         if name in RUNGS and RUNGS[name].grid and not path.exists():
             write_text(path, json.dumps(measure_grid(bench, name, chips), indent=1) + "\n")
+    for name in names:
+        path = folder / f"{name}.regained.figures.json"
+        if name in RUNGS and RUNGS[name].corrected and not path.exists():
+            write_text(path, json.dumps(measure_corrected(bench, name, chips), indent=1) + "\n")
 
 
 if __name__ == "__main__":

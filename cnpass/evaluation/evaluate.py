@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from cnpass import data as datasets
 from cnpass.data import Dataset
 from cnpass.document import Document, as_document
-from cnpass.evaluation.chosen import analog_attributes, check_sigma, chosen_parameters
+from cnpass.evaluation.chosen import analog_attributes, check_sigma, chosen_parameters, own_device
 from cnpass.evaluation.montecarlo import MonteCarlo
 from cnpass.functions import check_analog
+from cnpass.passes.mean_gain import mean_factor, mean_gains
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import DataInfo, EvaluateRecord, ModelInfo
@@ -69,6 +72,9 @@ def evaluate(
             "calibrate has its own figure"
         )
         progress.warn(notes[0])
+    if (gain := _other_gain(document, devices)) is not None:
+        notes.append(gain)
+        progress.note(gain)
     identity = {"model": document.sha256}
     dataset = datasets.prepare(document.proto, document.path, chosen, parts=("test",))
     _tell(dataset, progress)
@@ -106,6 +112,21 @@ def evaluate(
             notes=[*notes, *chips.notes],
             seconds=round(time.perf_counter() - start, 3),
         )
+
+
+def _other_gain(document: Document, devices: Sequence[DeviceModel | None]) -> str | None:
+    """Say what mean factor weights are made for, where a device has another one; None where none has."""
+    gains = sorted(set(mean_gains(document).values()))
+    own = own_device(analog_attributes(document) or {}) if None in devices and gains else None
+    factors = [mean_factor(device) for device in (device or own for device in devices) if device]
+    others = [factor for factor in factors if factor and not np.allclose(gains, factor, rtol=1e-6, atol=0)]
+    if not others:
+        return None
+    made, found = (", ".join(f"{factor:.4g}" for factor in listed) for listed in (gains, others))
+    return (
+        f"weights are made for a device that multiplies them by {made} on average, here it is {found}; "
+        "the pass correct-mean-gain makes them right for another device"
+    )
 
 
 def _tell(dataset: Dataset, progress: Progress) -> None:

@@ -28,6 +28,7 @@ from cnpass.optimization.job import Job
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.centre_inputs import centre
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
+from cnpass.passes.mean_gain import keep_trained
 from cnpass.placement.candidates import Candidates, find_candidates
 from cnpass.placement.measuring import Measurer, write_job
 from cnpass.placement.search import search
@@ -136,17 +137,16 @@ def retrain(job: Job, epochs: int, beta: float) -> tuple[Document, TrainResult]:
         beta: Weight of the Lipschitz penalty.
     """
     name, title = ("penalty", "retraining with penalty") if beta else ("retrain", "retraining")
+    options = replace(job.options(epochs), beta=beta)
     result = train(
         job.forward(job.base),
         job.problem,
-        replace(job.options(epochs), beta=beta),
+        options,
         path=job.folder / f"{name}.pt",
         progress=job.progress,
         title=title,
     )
-    document = job.base.copy()
-    write_back(document, result.weights)
-    return document, result
+    return _with_weights(job, job.base, options, result), result
 
 
 @dataclass(frozen=True)
@@ -355,17 +355,23 @@ def train_on(
     options = replace(job.options(epochs), beta=beta, seed=seed_of(job.recipe.seed, "together"))
     if hardened:
         options = replace(options, levels=options.levels[-1:])
-    trained = document.copy()
     result = train(
-        job.forward(trained),
+        job.forward(document),
         job.problem_after(2),
         options,
         path=job.folder / "together.pt",
         progress=job.progress,
         title="training on",
     )
-    write_back(trained, result.weights)
-    return trained, result
+    return _with_weights(job, document, options, result), result
+
+
+def _with_weights(job: Job, document: Document, options: TrainOptions, result: TrainResult) -> Document:
+    """Return a copy of a document with what was trained, which says what mean factor the weights learned."""
+    trained = document.copy()
+    if write_back(trained, result.weights) and options.ends_real:
+        keep_trained(trained, job.device)
+    return trained
 
 
 def _options(job: Job, epochs: int, name: str) -> TrainOptions:

@@ -76,6 +76,11 @@ class TrainOptions:
     patience: int = 5
     seed: int = 0
 
+    @property
+    def ends_real(self) -> bool:
+        """Whether the variation is in the end the device model's own."""
+        return self.levels[-1] == 1 and self.censor is None
+
 
 Variant = Callable[[Forward, torch.Generator], tuple[Forward, Mapping[str, torch.Tensor]]]
 """Draws, for one step, a part of the model, with tensors that stand in for digital weights, by key."""

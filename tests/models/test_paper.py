@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import cnpass
 from cnpass import data as datasets
 from cnpass.document import Document
 from cnpass.optimization.replication import replicate
+from cnpass.passes import Pipeline
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
 
@@ -58,6 +60,23 @@ def test_a_cut_keeps_training_validation_and_test_images_apart(
         assert len(seen) == 350
 
 
+def _bench(rungs: ModuleType, models: Path, data: Path, folder: Path) -> Any:
+    return rungs.Bench(
+        plain=models / "digits-lenet5.onnx",
+        data=data,
+        preprocess={},
+        seed=0,
+        epochs=1,
+        rate=1e-3,
+        told=True,
+        folder=folder,
+        training=(1, None),
+        device="cpu",
+        progress=Progress(),
+        train=lambda *_: None,
+    )
+
+
 def test_rungs_without_training_never_look_at_validation_or_test_images(
     models: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -72,25 +91,32 @@ def test_rungs_without_training_never_look_at_validation_or_test_images(
         np.savez(data, **spoilt)
         folder = tmp_path / name
         folder.mkdir()
-        bench = rungs.Bench(
-            plain=models / "digits-lenet5.onnx",
-            data=data,
-            preprocess={},
-            seed=0,
-            epochs=1,
-            rate=1e-3,
-            told=True,
-            folder=folder,
-            training=(1, None),
-            device="cpu",
-            progress=Progress(),
-            train=lambda *_: None,
-        )
+        bench = _bench(rungs, models, data, folder)
         for rung in ("mean-gain", "closed-form", "probes", "centring", "bypass"):
             assert rungs.RUNGS[rung].make(bench, rung) == 0
         made.append({path.name: path.read_bytes() for path in folder.glob("*.onnx")})
     assert len(made[0]) == 5
     assert made[0] == made[1]
+
+
+def test_a_rung_is_measured_with_its_mean_gain_corrected_for_other_sigmas(
+    models: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "paper")
+    run, rungs = importlib.import_module("run"), importlib.import_module("rungs")
+    data = models / "digits-lenet5.npz"
+    bench = _bench(rungs, models, data, tmp_path)
+    rungs.RUNGS["mean-gain"].make(bench, "best")
+    monkeypatch.setattr(run, "OTHERS", (0.3,))
+    found = run.measure_corrected(bench, "best", 3)
+    document = Document.load(bench.plain)
+    Pipeline.parse("fold-batch-norm,correct-mean-gain{sigma=0.3}").run(document)
+    expected = cnpass.evaluate(document, data, sigma=(0.3,), chips=3, workers=1)
+    (point,) = found["points"]
+    assert point["mean"] == pytest.approx(expected.points[0].mean, abs=1e-3)
+    assert found["clean"] == pytest.approx(
+        cnpass.evaluate(bench.plain, data, sigma=(0,), chips=2).clean, abs=1e-3
+    )
 
 
 def test_chips_in_torch_are_those_of_onnx_runtime(models: Path, tmp_path: Path, monkeypatch) -> None:
@@ -209,11 +235,21 @@ def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all
         },
         "1": {"plain": figures(0.2, 0.04, 9)},
     }
+    best = figures(0.6, 0.01, 9)
+    best["points"].append({"params": {"sigma": 0.8}, "mean": 0.5})
+    best["regained"] = {"clean": 0.7, "points": [{"params": {"sigma": 0.8}, "mean": 0.55}]}
+    seeds["0"]["best"] = best
     monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
     table.STORE.write_text(json.dumps({"lenet5-mnist": seeds}))
-    plain, penalty, paper = (
-        line.split(" | ") for line in table.table().splitlines() if line.startswith("|  |")
+    *ladder, head, _, grid, regained = (
+        line.split(" | ") for line in table.table().splitlines() if "|" in line
     )
+    assert [head[1:], grid[1:], regained[1:]] == [
+        ["0", "0.5", "0.8 |"],
+        ["80.00", "60.00", "50.00 |"],
+        ["70.00", "60.00", "55.00 |"],
+    ]
+    plain, penalty, paper, _ = ladder[2:]
     assert plain[2:4] == ["25.00 ± 3.54 (20.00 to 30.00)", "31.25"]
     assert penalty[2:4] == ["40.00 ± 2.00 [39.00, 41.00]", "50.00"]
     assert [line[-2:] for line in (plain, penalty, paper)] == [

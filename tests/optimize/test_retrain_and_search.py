@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import cnpass
+from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.optimization import stages
+from cnpass.passes.correct_mean_gain import CorrectMeanGain
+from cnpass.passes.mean_gain import mean_gains
 from cnpass.records import SCHEMAS
+from cnpass.runtime.devices import LogNormal
 from cnpass.training.retrain import TrainResult
 
 TRAINING: dict[str, Any] = {"sigma": 1.2, "epochs": 16}
@@ -48,6 +53,32 @@ def test_retrain_writes_the_same_graph_with_better_weights(model: Path) -> None:
     assert [n.SerializeToString() for n in old.node] == [n.SerializeToString() for n in new.node]
     chips = cnpass.evaluate(output, str(model.with_suffix(".npz")), sigma=1.2, chips=30)
     assert chips.points[0].mean > cnpass.evaluate(model, sigma=1.2, chips=30).points[0].mean
+
+
+def test_retrained_weights_are_made_for_the_device_and_can_be_made_right_for_another(model: Path) -> None:
+    cnpass.retrain(model, **TRAINING)
+    output = model.with_name("quadrants.retrained.onnx")
+    (factor,) = set(mean_gains(Document.load(output)).values())
+    assert factor == pytest.approx(math.exp(1.2**2 / 2), rel=1e-3)
+    same, other = Document.load(output), Document.load(output)
+    assert not CorrectMeanGain(device=LogNormal(sigma=1.2))(same).modified
+    assert CorrectMeanGain(device=LogNormal(sigma=0.0))(other).modified
+    assert not mean_gains(other)
+    before, after = (numpy_helper.to_array(d.to_proto().graph.initializer[0]) for d in (same, other))
+    np.testing.assert_allclose(after, factor * before, rtol=1e-6)
+    notes = [
+        cnpass.evaluate(output, sigma=sigma, chips=2, data=model.with_suffix(".npz")).notes
+        for sigma in (1.2, 0.5)
+    ]
+    assert [any("correct-mean-gain" in note for note in told) for told in notes] == [False, True]
+
+
+@pytest.mark.parametrize("options", [{"ramp": (0.5,)}, {"censor": 1.0}, {"injection": False, "beta": 1e-3}])
+def test_weights_that_were_trained_for_other_variation_are_not_said_to_be_made_for_the_device(
+    model: Path, options: dict[str, Any]
+) -> None:
+    record = cnpass.retrain(model, **TRAINING, **options)
+    assert "cnpass.mean_gain" not in Document.load(record.output).metadata
 
 
 def test_what_cannot_get_better_comes_back_as_it_was(model: Path) -> None:

@@ -14,7 +14,8 @@ from cnpass.passes import Pipeline
 from cnpass.passes.base import PassPreconditionError
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.passes.map_crossbar import MapCrossbar
-from cnpass.runtime.devices import LogNormal
+from cnpass.passes.mean_gain import keep_trained, mean_factor, mean_gains
+from cnpass.runtime.devices import LogNormal, make_device
 from cnpass.runtime.session import Session
 
 FACTOR = math.exp(0.5**2 / 2)
@@ -116,6 +117,17 @@ def test_a_factor_that_is_none_is_not_heeded(named_case, known):
     before = stored(document)["w"]
     assert CorrectMeanGain(device=LogNormal(sigma=0.5))(document).modified
     assert stored(document)["w"] == pytest.approx(before / FACTOR)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "pcm"])
+def test_weights_trained_on_a_device_without_a_mean_factor_of_its_own(named_case, name):
+    document = Document.from_proto(named_case("conv"))
+    keep_trained(document, LogNormal(sigma=0.5))
+    assert mean_gains(document) == {"w": pytest.approx(FACTOR)}
+    known, device = mean_gains(document), make_device(name)
+    assert mean_factor(device) == (None if name == "pcm" else 1)
+    keep_trained(document, device)
+    assert mean_gains(document) == (known if name == "pcm" else {})
 
 
 def test_a_mapped_model_is_corrected_as_well(named_case):
