@@ -343,7 +343,7 @@ class CalibrateRecord(Record):
     device: str = Field(description="name of the device model")
     params: dict[str, float] = Field(description="parameters of the device model")
     chip: Count
-    clean: float = Field(description="the model that came in, without variation")
+    clean: float = Field(description="the model that came in, with its mean gain and no variation")
     before: float = Field(description="the model that came in, on the chip")
     after: float = Field(description="the chip's model, on the chip")
     retention: BeforeAfter | None = Field(description="figures on the chip over the clean one; null for ser")

@@ -80,3 +80,11 @@ def as_chips_have_it(document: Document) -> Iterator[None]:
     finally:
         for constant, values, _ in kept:
             constant.values = values
+
+
+def intended(document: Document) -> Document:
+    """Return a copy whose ideal chip computes what chips of the weights' mean factor do on average."""
+    with as_chips_have_it(document):
+        copy = document.copy()
+    keep_mean_gains(copy, {})
+    return copy

@@ -22,6 +22,7 @@ from cnpass.data import Split
 from cnpass.document import Document
 from cnpass.nodes import label
 from cnpass.passes.fold_batch_norm import batch_norms, trains
+from cnpass.passes.mean_gain import intended
 from cnpass.progress import Progress
 from cnpass.runtime.devices import DeviceModel
 from cnpass.weights import resolve
@@ -66,7 +67,7 @@ def recalibrate(
         tempfile.TemporaryDirectory(prefix="cnpass-") as folder,
         progress.task("normalisation", len(found)) as task,
     ):
-        bench = Bench(document, device, split, samples, range(chip, chip + 1), seed, Path(folder))
+        bench = Bench(intended(document), device, split, samples, range(chip, chip + 1), seed, Path(folder))
         for norm, (scale, mean, variance) in found:
             name = str(norm.inputs[0].name)
             moments, _ = bench.observe(fitted, Place(label(norm), name, name, 1, mean.size), task)

@@ -26,6 +26,7 @@ from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.mapping import plan
 from cnpass.passes.insert_compensation import InsertCompensation
+from cnpass.passes.mean_gain import intended
 from cnpass.progress import Progress
 from cnpass.runtime.devices import DeviceModel
 from cnpass.training.schedule import seed_of
@@ -122,7 +123,8 @@ def fit(
             corrects those and no others, since all samples that a chip sees share its errors.
         samples: samples that each chip sees, a random pick of its own.
         ridge: penalty on squared coefficients, over the mean square of what they multiply.
-        target: model of the same graph whose clean activations are aimed at; default: ``document``.
+        target: model of the same graph whose clean activations are aimed at; default: what the weights of
+            ``document`` are made for.
         behind: whether nodes that are compensated already are corrected too, before that compensation.
         progress: told what happens.
 
@@ -140,7 +142,7 @@ def fit(
         tempfile.TemporaryDirectory(prefix="cnpass-") as folder,
         (progress or Progress()).task("closed form", len(todo) * len(numbers)) as task,
     ):
-        bench = Bench(target or document, device, split, samples, numbers, seed, Path(folder))
+        bench = Bench(target or intended(document), device, split, samples, numbers, seed, Path(folder))
         for choice, site in todo:
             kind, random = choice.kind, seed_of(seed, "compensation", choice.node) % 2**31
             width = width_of(choice.ratio, site, kind)

@@ -34,6 +34,7 @@ from cnpass.optimization.setting import (
 )
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.passes.mean_gain import intended
 from cnpass.placement.sharing import widest
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
@@ -58,7 +59,8 @@ def calibrate(
 
     Behind every analog node, and before a compensation that it has already, comes a linear correction fitted
     by least squares of what the ideal chip gives on what this one does; or BatchNormalization, which then is
-    not folded, gets statistics for the chip. Nothing is trained and labels are not looked at. What does not
+    not folded, gets statistics for the chip. Where weights are made for a mean factor of the device, the
+    ideal chip is one that has it. Nothing is trained and labels are not looked at. What does not
     help on validation samples is left out.
 
     Args:
@@ -216,7 +218,8 @@ class _Calibration:
 
     def _chips(self, split: Split) -> MonteCarlo:
         folder = Path(tempfile.mkdtemp(prefix="cnpass-"))  # MonteCarlo removes it
-        return MonteCarlo(self.document, split, workers=1, folder=folder, progress=self.progress)
+        clean = intended(self.document)
+        return MonteCarlo(clean, split, workers=1, folder=folder, progress=self.progress)
 
     def _on_chip(self, chips: MonteCarlo, document: Document) -> float:
         target = chips.prepare(document, self.device, self.seed)

@@ -54,6 +54,22 @@ def test_a_chip_is_brought_nearer_to_the_ideal_one(model: Path, correction: str)
     assert _constants(output)[_selector(output)] == np.int64(7).tobytes()
 
 
+def test_a_model_for_the_mean_gain_is_brought_nearer_to_what_it_is_made_for(
+    model: Path, tmp_path: Path
+) -> None:
+    corrected = Document.load(model)
+    Pipeline.parse("correct-mean-gain{sigma=0.8}").run(corrected)
+    corrected.save(tmp_path / "corrected.onnx")
+    data, output = model.with_suffix(".npz"), tmp_path / "chip.onnx"
+    record = cnpass.calibrate(tmp_path / "corrected.onnx", data, chip=7, output=output, **OPTIONS)
+    assert record.clean == pytest.approx(cnpass.evaluate(model, sigma=0.8, chips=2).clean, abs=0.01)
+    with np.load(data) as arrays:
+        x = arrays["x_test"]
+    wanted, got = np.asarray(cnpass.Session(model).run(x)[0]), _on_chip(output, x, 7)
+    slope = float((wanted * got).sum() / (wanted * wanted).sum())
+    assert slope == pytest.approx(1, abs=0.1), "each of three layers would else lack its gain"
+
+
 @pytest.fixture
 def normalised(model: Path) -> Path:
     """The same model with BatchNormalization behind both convolutions, whose means are one initializer."""
