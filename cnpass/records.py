@@ -140,7 +140,7 @@ class EvaluateRecord(Record):
     data: DataInfo
     metric: Metric = Field(description="top1 and agreement: fractions; ser: signal-to-error ratio in dB")
     n: int = Field(ge=1, description="samples")
-    clean: float = Field(description="the source model itself, in ONNX Runtime")
+    clean: float = Field(description="the source model itself, with its mean gain, in ONNX Runtime")
     points: list[Point]
     notes: list[str] = Field(default=[], description="how the figures were obtained, where not the usual way")
     seconds: float = Field(ge=0)
@@ -229,8 +229,8 @@ class TrainedRecord(Record):
     output: str = Field(description="path of the model that went out")
     metric: Metric
     n: SplitSizes
-    clean: float = Field(description="the model that came in, without variation")
-    after_clean: float = Field(description="the model that went out, without variation")
+    clean: float = Field(description="the model that came in, with its mean gain and no variation")
+    after_clean: float = Field(description="the model that went out, on the ideal chip")
     before: Point
     after: Point
     epochs: Count | None = Field(

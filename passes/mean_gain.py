@@ -83,7 +83,12 @@ def as_chips_have_it(document: Document) -> Iterator[None]:
 
 
 def intended(document: Document) -> Document:
-    """Return a copy whose ideal chip computes what chips of the weights' mean factor do on average."""
+    """Return what computes on the ideal chip what chips of the weights' mean factor do on average.
+
+    That is the document itself where no weight is made for one.
+    """
+    if not mean_gains(document):
+        return document
     with as_chips_have_it(document):
         copy = document.copy()
     keep_mean_gains(copy, {})

@@ -26,6 +26,7 @@ from cnpass.evaluation.runner import ChipRunner, Job, Unit
 from cnpass.evaluation.statistics import half_width, summarise
 from cnpass.passes.lower_analog import LowerAnalog
 from cnpass.passes.map_crossbar import MapCrossbar
+from cnpass.passes.mean_gain import intended
 from cnpass.progress import Progress, Task
 from cnpass.records import Metric, Point
 from cnpass.runfolder import Journal
@@ -66,7 +67,8 @@ class MonteCarlo:
     outputs are compared with come from the clean model given first.
 
     Args:
-        clean: the model that came in, mapped or not.
+        clean: the model that came in, mapped or not; where its weights are made for a device's mean factor,
+            it is taken with that.
         split: the samples; with labels the metric is top-1 accuracy, without it is agreement with ``clean``.
         workers: processes; None for one per core.
         folder: for temporary files; None for one in the system's temporary folder.
@@ -102,7 +104,7 @@ class MonteCarlo:
         self._saved = 0
         self.notes: list[str] = []
         try:
-            plain = self._plain(clean)
+            plain = intended(self._plain(clean))
             with self._naming(clean):
                 outputs = self._outputs(plain)
             self._check(outputs)

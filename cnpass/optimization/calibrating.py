@@ -34,7 +34,6 @@ from cnpass.optimization.setting import (
 )
 from cnpass.passes.fold_batch_norm import FoldBatchNorm
 from cnpass.passes.map_crossbar import MapCrossbar
-from cnpass.passes.mean_gain import intended
 from cnpass.placement.sharing import widest
 from cnpass.progress import Progress
 from cnpass.recipe import CalibrateRecipe
@@ -218,8 +217,7 @@ class _Calibration:
 
     def _chips(self, split: Split) -> MonteCarlo:
         folder = Path(tempfile.mkdtemp(prefix="cnpass-"))  # MonteCarlo removes it
-        clean = intended(self.document)
-        return MonteCarlo(clean, split, workers=1, folder=folder, progress=self.progress)
+        return MonteCarlo(self.document, split, workers=1, folder=folder, progress=self.progress)
 
     def _on_chip(self, chips: MonteCarlo, document: Document) -> float:
         target = chips.prepare(document, self.device, self.seed)

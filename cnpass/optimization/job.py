@@ -25,6 +25,7 @@ from cnpass.errors import ModelError, UsageError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
+from cnpass.passes.mean_gain import intended
 from cnpass.progress import Progress
 from cnpass.recipe import OptimizeRecipe, RetrainRecipe, TrainRecipe, WeightsRecipe
 from cnpass.records import Metric
@@ -167,7 +168,7 @@ class Job:
 
     @cached_property
     def _clean(self) -> Forward:
-        return self.forward(self.source)
+        return self.forward(intended(self.source))
 
     @cached_property
     def problem(self) -> Problem:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cnpass.evaluation.evaluate import chosen_devices
 from cnpass.evaluation.statistics import half_width
 from cnpass.passes import Pipeline
 from cnpass.passes.analog import analog_nodes
+from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.progress import Progress
 from cnpass.recipe import EvaluateRecipe
@@ -62,6 +64,21 @@ def test_against_a_loop_by_hand(build, split: Split) -> None:
         assert run.values(target, chips) == [by_hand(build(), split, chip, 3) for chip in chips]
         assert run.clean == by_hand(build(), split, -1, 3)
         assert (run.metric, run.notes) == ("top1", [])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_model_for_a_mean_gain_is_compared_with_what_it_is_made_for(
+    build, split: Split, mapped: bool
+) -> None:
+    plain, corrected = (Document.from_proto(build()) for _ in range(2))
+    Pipeline([CorrectMeanGain(device=STRONG), *([MapCrossbar(device=STRONG)] if mapped else [])]).run(
+        corrected
+    )
+    for part in (split, replace(split, y=None)):
+        with MonteCarlo(plain, part, workers=1) as one, MonteCarlo(corrected, part, workers=1) as two:
+            assert (two.metric, two.clean) == (one.metric, one.clean)
+            target = one.prepare(corrected, STRONG, seed=0)
+            assert two.values(target, [0, 1]) == pytest.approx(one.values(target, [0, 1]))
 
 
 def test_a_scalar_input_belongs_to_each_sample() -> None:
