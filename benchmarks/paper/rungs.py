@@ -241,13 +241,13 @@ class Rung:
         title: What it is called in the table.
         make: Makes its model.
         grid: Whether it is measured at every sigma.
-        corrected: Whether it is measured there with its mean gain corrected for that sigma, too.
+        regained: Whether it is measured there with its mean gain corrected for that sigma, too.
     """
 
     title: str
     make: Make
     grid: bool = False
-    corrected: bool = False
+    regained: bool = False
 
 
 RUNGS = {
@@ -263,7 +263,7 @@ RUNGS = {
     "bypass": Rung("centred inputs, mean-gain correction and bypasses, untrained", _bypass),
     "our-kinds": Rung("compensation alone, our kinds", _compensated("plain", *OUR_KINDS)),
     "paper": Rung("penalty and the paper's compensation", _compensated("penalty", "paper"), grid=True),
-    "best": Rung("everything that helps, trained together", _best, grid=True, corrected=True),
+    "best": Rung("everything that helps, trained together", _best, grid=True, regained=True),
     "brief": Rung("the same, within twice the plain network's epochs", _brief),
     "best-copies": Rung("everything that helps, trained on with copies", _copies),
     "longer": Rung("plain, trained for the epochs of everything that helps, too", _longer),

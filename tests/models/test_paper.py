@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -108,7 +109,15 @@ def test_a_rung_is_measured_with_its_mean_gain_corrected_for_other_sigmas(
     bench = _bench(rungs, models, data, tmp_path)
     rungs.RUNGS["mean-gain"].make(bench, "best")
     monkeypatch.setattr(run, "OTHERS", (0.3,))
-    found = run.measure_corrected(bench, "best", 3)
+    figures = run.measure(bench, "best", rungs.RUNGS["mean-gain"], 2)
+    session = ort.InferenceSession(tmp_path / "best.onnx")
+    with np.load(data) as arrays:
+        right = (
+            session.run(None, {session.get_inputs()[0].name: arrays["x_test"]})[0].argmax(1)
+            == arrays["y_test"]
+        )
+    assert figures["clean"] == right.mean(), "the ideal chip as it is"
+    found = run.measure_regained(bench, "best", 3)
     document = Document.load(bench.plain)
     Pipeline.parse("fold-batch-norm,correct-mean-gain{sigma=0.3}").run(document)
     expected = cnpass.evaluate(document, data, sigma=(0.3,), chips=3, workers=1)
