@@ -39,6 +39,8 @@ def main() -> None:
         code = _say("interrupted", INTERRUPTED) if _is_interrupt(error) else _internal(error)
     if code == PIPE_CLOSED:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # A Ctrl-C that left an `eval`, as typer has them, would end `python -m` by the signal; this forgets it.
+    exec("")  # noqa: S102
     sys.exit(code)
 
 

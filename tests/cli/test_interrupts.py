@@ -136,6 +136,32 @@ def test_interrupted_before_the_verb() -> None:
     assert (done.returncode, done.stderr) == (130, "cnpass: interrupted\n")
 
 
+EVALUATING = """
+import os, signal, time
+import cnpass.__main__ as command
+
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+
+command._run = lambda: eval("interrupted()")
+command.main()
+"""
+
+
+def test_interrupted_in_an_eval(tmp_path: Path) -> None:
+    """Python keeps in mind that one left an `eval`, and would end `python -m` by the signal."""
+    (tmp_path / "evaluating.py").write_text(EVALUATING)
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluating"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))},
+    )
+    assert (done.returncode, done.stderr) == (130, "cnpass: interrupted\n")
+
+
 DROPPING = """
 import os, signal, time
 import cnpass.__main__ as command
