@@ -26,7 +26,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = interrupt.dropped
     try:
-        code = _run()
+        try:
+            code = _run()
+        finally:  # what is left are the last words
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
     except OSError as error:

@@ -162,6 +162,32 @@ def test_interrupted_in_an_eval(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "cnpass: interrupted\n")
 
 
+LATE = """
+import os, signal, time
+import cnpass.__main__ as command
+
+class Failed(Exception):
+    def __str__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "too late"
+
+def run():
+    raise Failed
+
+command._run = run
+command.main()
+"""
+
+
+def test_interrupted_in_the_last_words() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.partition(" (")[0]) == (
+        70,
+        "cnpass: internal error: Failed: too late",
+    )
+
+
 DROPPING = """
 import os, signal, time
 import cnpass.__main__ as command
