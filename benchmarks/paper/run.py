@@ -24,7 +24,7 @@ from typing import Any
 import on_torch
 import torch
 from rows import ROWS
-from rungs import PER_CHIP, RUNGS, SIGMA, TEST_SEED, Bench, PerChip, Rung
+from rungs import PER_CHIP, RUNGS, SIGMA, TEST_SEED, TILE, Bench, PerChip, Rung
 
 import cnpass
 from cnpass import data as datasets
@@ -34,15 +34,13 @@ from cnpass.compensation.overhead import overhead
 from cnpass.document import Document
 from cnpass.evaluation.statistics import summarise
 from cnpass.files import write_text
-from cnpass.optimization.replication import replicate, without_copies
-from cnpass.optimization.setting import unmapped
+from cnpass.optimization.replication import replicate
 from cnpass.passes.mean_gain import keep_mean_gains
 from cnpass.passes.pipeline import Pipeline
 from cnpass.recipe import EvaluateRecipe
 from cnpass.records import Point
 from cnpass.runtime.devices import make_device
 
-TILE = 256
 OTHERS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8)
 """The sigmas that rungs are not made for."""
 
@@ -56,7 +54,7 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
     seconds = None if resumed else round(time.perf_counter() - start, 1)
     if name == "plain":
         epochs, seconds = bench.training
-    document = _agnostic(bench, name)
+    document = bench.single(name)
     keep_mean_gains(document, {})  # the ideal figure is that of the ideal chip, which has no mean gain
     clean, points = _over_chips(bench, document, (SIGMA,), chips, f"{name}.chips")
     copied = replicate(document, TILE, TILE)
@@ -75,7 +73,7 @@ def measure(bench: Bench, name: str, rung: Rung, chips: int) -> dict[str, Any]:
 
 def measure_grid(bench: Bench, name: str, chips: int) -> list[dict[str, Any]]:
     """Measure a rung's model, as it is, at the sigmas that it was not made for."""
-    _, points = _over_chips(bench, _agnostic(bench, name), OTHERS, chips, f"{name}.grid")
+    _, points = _over_chips(bench, bench.single(name), OTHERS, chips, f"{name}.grid")
     return [point.model_dump(mode="json") for point in points]
 
 
@@ -83,16 +81,12 @@ def measure_regained(bench: Bench, name: str, chips: int) -> dict[str, Any]:
     """Measure a rung's model with its mean gain corrected for each of these sigmas and for the ideal chip."""
     measured = {}
     for sigma in (0.0, *OTHERS):
-        document = _agnostic(bench, name)
+        document = bench.single(name)
         Pipeline.parse(f"correct-mean-gain{{sigma={sigma}}}").run(document)
         kept = f"{name}.for-{sigma}"
         measured[sigma] = _over_chips(bench, document, (sigma,), chips if sigma else 2, kept)
     clean, _ = measured.pop(0.0)
     return {"clean": clean, "points": [point.model_dump(mode="json") for _, (point,) in measured.values()]}
-
-
-def _agnostic(bench: Bench, name: str) -> Document:
-    return without_copies(unmapped(Document.load(bench.model(name))))
 
 
 def _over_chips(

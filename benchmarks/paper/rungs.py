@@ -17,6 +17,8 @@ from cnpass.compensation.site import find_sites
 from cnpass.document import Document
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
+from cnpass.optimization.replication import replicate, without_copies
+from cnpass.optimization.setting import unmapped
 from cnpass.passes.centre_inputs import centre
 from cnpass.passes.pipeline import Pipeline
 from cnpass.placement.sharing import insert_all, widest
@@ -34,6 +36,8 @@ UNLIMITED = 1e9
 """Overhead for rungs that show what could be had, at whatever cost."""
 COST = 2
 """Epochs of a brief optimisation over those of training the plain network, at most."""
+TILE = 256
+"""Rows and columns of the tiles whose spare rows take copies."""
 TEST_SEED = 0
 """Seed of the chips of all figures."""
 
@@ -73,6 +77,10 @@ class Bench:
     def model(self, rung: str) -> Path:
         """Return the file of a rung's model."""
         return self.plain if rung == "plain" else self.folder / f"{rung}.onnx"
+
+    def single(self, rung: str) -> Document:
+        """Return a rung's model in standard operators, its weights without copies."""
+        return without_copies(unmapped(Document.load(self.model(rung))))
 
     def options(self, rung: str) -> dict[str, Any]:
         """Return what every verb that trains is told."""
@@ -281,6 +289,7 @@ class PerChip:
         correction: What ``cnpass calibrate`` fits.
         max_overhead: What it may cost.
         samples: Training images that it is fitted on.
+        copies: Whether chips have copies in spare rows.
     """
 
     title: str
@@ -288,11 +297,13 @@ class PerChip:
     correction: str
     max_overhead: float = MAX_OVERHEAD
     samples: int = 1000
+    copies: bool = False
 
     def corrected(self, bench: Bench, rung: str, chip: int) -> CalibrateRecord:
         """Return the record of one chip, with the correction fitted for it; its figures are on test data."""
+        start = bench.single(self.start)
         return cnpass.calibrate(
-            bench.model(self.start),
+            replicate(start, TILE, TILE) if self.copies else start,
             bench.data,
             **bench.preprocess,
             sigma=SIGMA,
@@ -312,4 +323,10 @@ PER_CHIP = {
     "chip-full": PerChip("correction of full rank, plain network", "plain", "low-rank", UNLIMITED, 4000),
     "chip-best-affine": PerChip("factor and offset, on top of everything that helps", "best", "affine"),
     "chip-best": PerChip("low-rank correction, on top of everything that helps", "best", "low-rank"),
+    "chip-best-copies": PerChip(
+        "low-rank correction of chips with copies, on top of what was trained on with them",
+        "best-copies",
+        "low-rank",
+        copies=True,
+    ),
 }
