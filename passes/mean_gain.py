@@ -47,11 +47,13 @@ def mean_factor(device: DeviceModel) -> float | None:
 
 
 def keep_trained(document: Document, device: DeviceModel) -> None:
-    """Say in a document that its analog weights have learned the mean factor of a device, if it has one."""
-    factor = mean_factor(device)
-    if factor is not None:
-        keys = (entry.product.weight.key for entry in plan(document).analog if entry.product)
-        keep_mean_gains(document, dict.fromkeys(keys, factor))
+    """Say in a document that its analog weights have learned the mean factor of a device.
+
+    Where it has no constant one they are made for none: what they were made for before is unlearned.
+    """
+    factor = mean_factor(device) or 1.0
+    keys = (entry.product.weight.key for entry in plan(document).analog if entry.product)
+    keep_mean_gains(document, dict.fromkeys(keys, factor))
 
 
 def stored_constant(weight: Weight) -> gs.Constant | None:
