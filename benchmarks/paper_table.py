@@ -44,6 +44,7 @@ ORDER = (
     "chip-full",
     "chip-best-affine",
     "chip-best",
+    "chip-best-copies-affine",
     "chip-best-copies",
 )
 """Rungs as the ladder has them, which is not the order in which they are made."""

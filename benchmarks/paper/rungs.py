@@ -323,6 +323,12 @@ PER_CHIP = {
     "chip-full": PerChip("correction of full rank, plain network", "plain", "low-rank", UNLIMITED, 4000),
     "chip-best-affine": PerChip("factor and offset, on top of everything that helps", "best", "affine"),
     "chip-best": PerChip("low-rank correction, on top of everything that helps", "best", "low-rank"),
+    "chip-best-copies-affine": PerChip(
+        "factor and offset of chips with copies, on top of what was trained on with them",
+        "best-copies",
+        "affine",
+        copies=True,
+    ),
     "chip-best-copies": PerChip(
         "low-rank correction of chips with copies, on top of what was trained on with them",
         "best-copies",
