@@ -1,6 +1,6 @@
 """Accuracy of the two real LeNet-5 models under log-normal variation, without any code of cnpass.
 
-    python benchmarks/independent_check.py lenet5-mnist --sigma 0.5 --chips 250
+    python benchmarks/independent_check.py lenet5-mnist --data mnist.npz --sigma 0.5 --chips 250
 
 The forward pass is written out by hand in torch and the variation comes from torch's own generator, so
 agreement with `cnpass evaluate` (confidence intervals of the mean that overlap) checks the model's rewriting,
@@ -10,7 +10,6 @@ the ops, the random numbers and the statistics all at once.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-# dataset, mean, standard deviation, padding of the first convolution
-MODELS = {"lenet5-mnist": ("mnist", 0.1307, 0.3081, 2), "lenet5-cifar10": ("cifar10", 0.4734, 0.2516, 0)}
+# mean, standard deviation, padding of the first convolution
+MODELS = {"lenet5-mnist": (0.1307, 0.3081, 2), "lenet5-cifar10": (0.4734, 0.2516, 0)}
 Z95 = 1.959964  # half-width of a 95 % interval of a normal mean, in standard errors
 
 
@@ -46,17 +45,6 @@ def vary(p: dict[str, Tensor], sigma: float, generator: torch.Generator) -> dict
     }
 
 
-def test_set(dataset: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Give uint8 images [N, C, H, W] and labels [N] through the folder's load.py."""
-    spec = importlib.util.spec_from_file_location("load", folder / "load.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{folder}: give --data the folder with load.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    images, labels = module.split(dataset, "test")
-    return images, labels
-
-
 def main() -> None:
     """Print the clean accuracy and, for each sigma, the statistics over chips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -65,13 +53,12 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=250)
     parser.add_argument("--images", type=int, default=10_000, help="the first so many of the test set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with load.py"
-    )
+    parser.add_argument("--data", type=Path, required=True, help="NPZ file with x_test and y_test")
     args = parser.parse_args()
 
-    dataset, mean, std, padding = MODELS[args.model]
-    raw, raw_labels = test_set(dataset, args.data)
+    mean, std, padding = MODELS[args.model]
+    with np.load(args.data, allow_pickle=False) as arrays:
+        raw, raw_labels = arrays["x_test"], arrays["y_test"]
     images = (torch.tensor(raw[: args.images]) / 255 - mean) / std
     labels = torch.tensor(raw_labels[: args.images].astype(np.int64))
     graph = onnx.load(ROOT / "models" / f"{args.model}.onnx").graph

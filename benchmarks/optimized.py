@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pages import filled
 
 from cnpass.compensation.kinds import kind_names
-from cnpass.records import OptimizeRecord, Point
+from cnpass.records import OptimizeRecord, Point, Rung
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "optimized.json"
 RESULTS = ROOT / "docs" / "results.md"
 START = "<!-- made by benchmarks/optimized.py -->"
-_PATHS = {"data", "workers"}
+PATHS = ("data", "workers")
+"""Options that say something of the machine."""
 
 
 def collect(records: list[Path]) -> None:
@@ -32,7 +34,7 @@ def collect(records: list[Path]) -> None:
         record = OptimizeRecord.model_validate_json(path.read_text())
         fields = record.model_dump(mode="json", by_alias=True)
         fields["input"], fields["output"] = Path(record.input).name, Path(record.output).name
-        fields["recipe"] = {key: value for key, value in record.recipe.items() if key not in _PATHS}
+        fields["recipe"] = {key: value for key, value in record.recipe.items() if key not in PATHS}
         fields["recipe"]["data"] = Path(str(record.recipe["data"] or f"{Path(record.input).stem}.npz")).name
         store[Path(record.input).stem] = fields
     STORE.write_text(json.dumps(dict(sorted(store.items())), indent=1) + "\n")
@@ -46,21 +48,26 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_row(record) for record in records]
-    steps = list(dict.fromkeys(_step(rung.step) for record in records for rung in record.ladder))
-    lines += [
-        "",
+    found = {f"`{Path(record.input).stem}`": record.ladder for record in records}
+    return "\n".join([*lines, "", ladders("model", found)])
+
+
+def ladders(what: str, found: Mapping[str, Sequence[Rung]]) -> str:
+    """Render what the main job measured on its way: a row per model, a column per rung."""
+    steps = list(dict.fromkeys(_step(rung.step) for ladder in found.values() for rung in ladder))
+    lines = [
         "The ladder, on validation samples and 30 validation chips; kept rungs in bold.",
         "",
-        "| model | " + " | ".join(steps) + " |",
+        f"| {what} | " + " | ".join(steps) + " |",
         "|---|" + "---|" * len(steps),
     ]
-    for record in records:
-        rungs = {_step(rung.step): rung for rung in record.ladder}
+    for title, ladder in found.items():
+        rungs = {_step(rung.step): rung for rung in ladder}
         cells = [
             "" if step not in rungs else _bold(_percent(rungs[step].point.mean), kept=rungs[step].kept)
             for step in steps
         ]
-        lines.append(f"| `{Path(record.input).stem}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -14,14 +14,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from optimized import PATHS, ladders
 from pages import filled
 from paper.rows import ROWS
+
+from cnpass.records import Replication, Rung
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "benchmarks" / "paper" / "figures.json"
 PAGE = ROOT / "docs" / "paper.md"
 START = "<!-- made by benchmarks/paper_table.py -->"
 SIGMA = 0.5
+RECORDED = ("recipe", "hashes", "seeds", "notes", "placement", "ladder", "replication")
+"""What the store keeps of the record of a rung that was trained."""
 ORDER = (
     "plain",
     "longer",
@@ -30,6 +35,7 @@ ORDER = (
     "injection",
     "distillation",
     "closed-form",
+    "closed-form-full",
     "centring",
     "probes",
     "bypass",
@@ -50,6 +56,19 @@ ORDER = (
 """Rungs as the ladder has them, which is not the order in which they are made."""
 STARTS = {"paper": "penalty", "best-copies": "best"}
 """Rungs that train on what another one made; what that took, they took too."""
+
+COLUMNS = (
+    "rung",
+    "ideal",
+    "mean ± std [95 %]",
+    "5th percentile (worst)",
+    "retention",
+    "with copies",
+    "parameters",
+    "MACs",
+    "epochs",
+    "min",
+)
 
 Figures = Mapping[str, Any]
 Seeds = Mapping[str, Mapping[str, Figures]]
@@ -73,14 +92,27 @@ def collect(folder: Path) -> None:
             regained = path.with_name(f"{rung}.regained.figures.json")
             if regained.exists():
                 figures["regained"] = json.loads(regained.read_text())
+            record = path.with_name(f"{rung}.json")
+            if record.exists():
+                figures["record"] = _recorded(json.loads(record.read_text()))
             store.setdefault(row, {}).setdefault(seed, {})[rung] = figures
     STORE.write_text(json.dumps(store, indent=1, sort_keys=True) + "\n")
 
 
+def _recorded(record: Figures) -> dict[str, Any]:
+    kept = {key: record[key] for key in RECORDED if record.get(key)}
+    kept["recipe"] = {key: value for key, value in record["recipe"].items() if key not in PATHS}
+    return kept
+
+
 def table() -> str:
-    """Render the store: per row the ladder at sigma 0.5, then the grid."""
+    """Render the store: per row the ladder at sigma 0.5, the grid, copies, and the main job step by step."""
     store: Mapping[str, Seeds] = json.loads(STORE.read_text())
-    parts = (part for row, seeds in store.items() for part in (_ladder(row, seeds), _grid(seeds)))
+    parts = (
+        part
+        for row, seeds in store.items()
+        for part in (_ladder(row, seeds), _grid(seeds), _copies(seeds), _main_job(seeds))
+    )
     return "\n\n".join(filter(None, parts))
 
 
@@ -95,8 +127,8 @@ def _ladder(row: str, seeds: Seeds) -> str:
         "",
         ROWS[row].title,
         "",
-        "| rung | ideal | mean ± std [95 %] | retention | with copies | parameters | MACs | epochs | min |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for rung in ORDER:
         measured = [rungs for rungs in seeds.values() if rung in rungs]
@@ -116,6 +148,7 @@ def _line(measured: list[Mapping[str, Figures]], rung: str) -> str:
         title,
         _percent(figures["clean"] for figures in found if "clean" in figures),
         _spread(points),
+        f"{_percent(point['p05'] for point in points)} ({100 * min(point['min'] for point in points):.2f})",
         _percent(point["mean"] / clean for point in points),
         f"{_percent(copies)} ({_percent(copy / clean for copy in copies)})" if copies else "",
         _percent(figures["overhead"]["params"] for figures in found),
@@ -161,6 +194,45 @@ def _grid(seeds: Seeds) -> str:
         values = ([clean, *(point["mean"] for point in points)] for _, points, clean in parts)
         found = (_percent(several) for several in zip(*values, strict=True))
         lines.append(f"| {title} | " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
+def _copies(seeds: Seeds) -> str:
+    """What copies take, of the rung that was trained with them; all seeds have the same layers."""
+    found = (rungs.get("best-copies", {}).get("record") for rungs in seeds.values())
+    record = next(filter(None, found), None)
+    if record is None:
+        return ""
+    taken = Replication.model_validate(record["replication"])
+    fewest, most = min(taken.copies.values()), max(taken.copies.values())
+    cells = taken.before.cells_used + taken.before.cells_free
+    head = f"{fewest:.2f} to {most:.2f} devices per weight, by layer"
+    lines = [
+        f"| {head} | cells used, of {cells:,} | tiles | ADC conversions per inference |",
+        "|---|---|---|---|",
+    ]
+    for name, cost in (("without copies", taken.before), ("with copies", taken.after)):
+        lines.append(f"| {name} | {cost.cells_used:,} | {cost.tiles} | {cost.adc_conversions:,} |")
+    return "\n".join(lines)
+
+
+def _main_job(seeds: Seeds) -> str:
+    """What the main job measured on its way, and which compensation it has in the end."""
+    records = {
+        f"seed {seed}, {rungs[rung]['epochs']} epochs": rungs[rung]["record"]
+        for seed, rungs in seeds.items()
+        for rung in ("best", "brief")
+        if "record" in rungs.get(rung, {})
+    }
+    if not records:
+        return ""
+    steps = {
+        title: [Rung.model_validate(step) for step in record["ladder"]] for title, record in records.items()
+    }
+    lines = [ladders("everything that helps", steps), "", "What it has in the end, with its width:", ""]
+    for title, record in records.items():
+        placed = (f"`{at['node']}` {at['kind']} {at['ratio']:g}" for at in record["placement"])
+        lines.append(f"- {title}: {', '.join(placed)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Trains LeNet-5 on MNIST or CIFAR-10: `python models/train_lenet5.py --dataset mnist|cifar10`.
+"""Trains LeNet-5 on MNIST or CIFAR-10: `python models/train_lenet5.py --dataset mnist --data mnist.npz`.
 
 Every tenth training image is held out for validation; the test images are measured once, at the end.
 """
@@ -6,7 +6,6 @@ Every tenth training image is held out for validation; the test images are measu
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +39,6 @@ RECIPES = {
 }
 
 
-def read(dataset: str, data: Path) -> tuple[np.ndarray, ...]:
-    """Give x_train, y_train, x_test, y_test, uint8 [N, C, H, W] and [N], from an .npz or through load.py."""
-    if data.is_file():
-        with np.load(data, allow_pickle=False) as arrays:
-            return tuple(arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-    spec = importlib.util.spec_from_file_location("load", data / "load.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{data / 'load.py'}: give --data a folder with load.py, or an .npz")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tuple(module.load(dataset))
-
-
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Move each image by up to `shift` pixels, filling with its edge, and mirror half of them if allowed."""
     count, size, shift = len(images), recipe.size, recipe.shift
@@ -70,12 +56,7 @@ def main() -> None:
     """Train one network and write its ONNX file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", choices=RECIPES, required=True)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=HERE.parents[1] / "shared" / "data",
-        help="folder with load.py, or the .npz it writes",
-    )
+    parser.add_argument("--data", type=Path, required=True, help="NPZ file of the dataset")
     parser.add_argument("--out", type=Path, help="file to write; default: beside this script")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's number")
@@ -83,7 +64,8 @@ def main() -> None:
     recipe = RECIPES[args.dataset]
     torch.set_num_threads(1)  # sums of floats depend on the number of threads
 
-    x, y, x_test, y_test = read(args.dataset, args.data)
+    with np.load(args.data, allow_pickle=False) as arrays:
+        x, y, x_test, y_test = (arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
     images, test_images = ((torch.from_numpy(a.copy()) / 255 - recipe.mean) / recipe.std for a in (x, x_test))
     labels, test_labels = (torch.from_numpy(a.astype(np.int64)) for a in (y, y_test))
     held_out = torch.arange(len(images)) % 10 == 9

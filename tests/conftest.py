@@ -97,3 +97,9 @@ def dataset() -> Callable[[str], Arrays]:
         return module.load(name)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def mnist_files() -> Path:
+    """The folder of MNIST's four idx files; skips where it is absent."""
+    return _need(SHARED / "data" / "mnist")

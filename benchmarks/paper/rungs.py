@@ -112,16 +112,20 @@ def _mean_gain(bench: Bench, rung: str) -> int:
     return 0
 
 
-def _closed_form(bench: Bench, rung: str) -> int:
-    """Linear compensation at every node, as wide as the limit allows."""
-    document = Document.load(bench.plain)
-    recipe = TrainRecipe.build(None, {**bench.preprocess, "data": str(bench.data)})
-    train = datasets.prepare(document.proto, document.path, recipe).train
-    placement = _widest(bench, document, "linear")
-    device = make_device("lognormal", sigma=SIGMA)
-    fitted = fit(document, placement, train, device, seed=bench.seed, progress=bench.progress)
-    fitted.document.save(bench.model(rung), force=True)
-    return 0
+def _closed_form(limit: float) -> Make:
+    """Linear compensation at every node, as wide as a limit allows."""
+
+    def make(bench: Bench, rung: str) -> int:
+        document = Document.load(bench.plain)
+        recipe = TrainRecipe.build(None, {**bench.preprocess, "data": str(bench.data)})
+        train = datasets.prepare(document.proto, document.path, recipe).train
+        placement = _widest(bench, document, "linear", limit)
+        device = make_device("lognormal", sigma=SIGMA)
+        fitted = fit(document, placement, train, device, seed=bench.seed, progress=bench.progress)
+        fitted.document.save(bench.model(rung), force=True)
+        return 0
+
+    return make
 
 
 def _probes(bench: Bench, rung: str) -> int:
@@ -264,7 +268,8 @@ RUNGS = {
     "penalty": Rung("Lipschitz penalty", _retrained(injection=False, beta=BETA)),
     "injection": Rung("noise injection", _retrained()),
     "distillation": Rung("noise injection and distillation", _retrained(distillation=0.5)),
-    "closed-form": Rung("compensation alone, closed form", _closed_form),
+    "closed-form": Rung("compensation alone, closed form", _closed_form(MAX_OVERHEAD)),
+    "closed-form-full": Rung("compensation alone, closed form of full rank", _closed_form(UNLIMITED)),
     "paper-kind": Rung("compensation alone, the paper's kind", _compensated("plain", "paper")),
     "probes": Rung("compensation alone, probes, untrained", _probes),
     "centring": Rung("centred inputs and mean-gain correction, untrained", _centring),

@@ -93,10 +93,10 @@ def test_rungs_without_training_never_look_at_validation_or_test_images(
         folder = tmp_path / name
         folder.mkdir()
         bench = _bench(rungs, models, data, folder)
-        for rung in ("mean-gain", "closed-form", "probes", "centring", "bypass"):
+        for rung in ("mean-gain", "closed-form", "closed-form-full", "probes", "centring", "bypass"):
             assert rungs.RUNGS[rung].make(bench, rung) == 0
         made.append({path.name: path.read_bytes() for path in folder.glob("*.onnx")})
-    assert len(made[0]) == 5
+    assert len(made[0]) == 6
     assert made[0] == made[1]
 
 
@@ -218,6 +218,26 @@ def test_a_dry_run_goes_on_after_a_kill_and_fills_the_table(cifar: Path, tmp_pat
     assert text.count("(per chip)") == 1
 
 
+def test_the_store_keeps_records_without_paths_and_trials(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module("paper_table")
+    folder = tmp_path / "lenet5-mnist" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "best.figures.json").write_text('{"points": []}')
+    record = {
+        "input": "/home/me/best.onnx",
+        "recipe": {"data": "/home/me/mnist.npz", "workers": 2, "rate": 0.003},
+        "trials": [1, 2],
+        "notes": [],
+        "seeds": {"chips": 0},
+    }
+    (folder / "best.json").write_text(json.dumps(record))
+    monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
+    table.collect(tmp_path)
+    found = json.loads(table.STORE.read_text())["lenet5-mnist"]["0"]["best"]
+    assert found == {"points": [], "record": {"recipe": {"rate": 0.003}, "seeds": {"chips": 0}}}
+
+
 def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -225,7 +245,17 @@ def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all
     table = importlib.import_module("paper_table")
 
     def figures(mean: float, std: float, epochs: int) -> dict[str, Any]:
-        point = {"params": {"sigma": 0.5}, "mean": mean, "std": std, "ci95": [mean - 0.01, mean + 0.01]}
+        point = {
+            "device": "lognormal",
+            "seed": 0,
+            "chips": 30,
+            "params": {"sigma": 0.5},
+            "mean": mean,
+            "std": std,
+            "ci95": [mean - 0.01, mean + 0.01],
+            "p05": mean - 0.1,
+            "min": mean - 0.2,
+        }
         return {
             "title": "",
             "scope": "agnostic",
@@ -247,20 +277,52 @@ def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all
     best = figures(0.6, 0.01, 9)
     best["points"].append({"params": {"sigma": 0.8}, "mean": 0.5})
     best["regained"] = {"clean": 0.7, "points": [{"params": {"sigma": 0.8}, "mean": 0.55}]}
+    steps = [("no correction", 0.3, True), ("probe compensation, untrained", 0.2, False)]
+    best["record"] = {
+        "ladder": [
+            {"step": step, "scope": "agnostic", "kept": kept, "point": figures(mean, 0.01, 0)["points"][0]}
+            for step, mean, kept in steps
+        ],
+        "placement": [{"node": "conv1", "kind": "gain", "ratio": 0.5}],
+    }
     seeds["0"]["best"] = best
+    cells = {"tiles": 6, "cells_free": 1000, "adc_conversions": 7000}
+    copied = figures(0.6, 0.01, 9)
+    copied["record"] = {
+        "replication": {
+            "copies": {"conv1": 3.414, "fc": 1.28},
+            "tile_rows": 256,
+            "tile_cols": 256,
+            "before": cells | {"cells_used": 2000},
+            "after": cells | {"cells_used": 2500, "cells_free": 500},
+        }
+    }
+    seeds["0"]["best-copies"] = copied
     monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
     table.STORE.write_text(json.dumps({"lenet5-mnist": seeds}))
-    *ladder, head, _, grid, regained = (
-        line.split(" | ") for line in table.table().splitlines() if "|" in line
+    text = table.table()
+    ladder, (head, _, grid, regained), copies, job = (
+        [line.split(" | ") for line in part.splitlines() if line.startswith("|")]
+        for part in text.split("\n\n")
+        if "\n|" in part or part.startswith("|")
     )
     assert [head[1:], grid[1:], regained[1:]] == [
         ["0", "0.5", "0.8 |"],
         ["80.00", "60.00", "50.00 |"],
         ["70.00", "60.00", "55.00 |"],
     ]
-    plain, penalty, paper, _ = ladder[2:]
-    assert plain[2:4] == ["25.00 ± 3.54 (20.00 to 30.00)", "31.25"]
-    assert penalty[2:4] == ["40.00 ± 2.00 [39.00, 41.00]", "50.00"]
+    assert [line[0].removeprefix("| ") for line in copies] == [
+        "1.28 to 3.41 devices per weight, by layer",
+        "|---|---|---|---|",
+        "without copies",
+        "with copies",
+    ]
+    assert [line[1:] for line in copies[2:]] == [["2,000", "6", "7,000 |"], ["2,500", "6", "7,000 |"]]
+    assert job[2] == ["| seed 0, 9 epochs", "**30.00**", "20.00 |"]
+    assert text.endswith("- seed 0, 9 epochs: `conv1` gain 0.5")
+    plain, penalty, paper, *_ = ladder[2:]
+    assert plain[2:5] == ["25.00 ± 3.54 (20.00 to 30.00)", "15.00 (0.00)", "31.25"]
+    assert penalty[2:5] == ["40.00 ± 2.00 [39.00, 41.00]", "30.00 (20.00)", "50.00"]
     assert [line[-2:] for line in (plain, penalty, paper)] == [
         ["9", "9.0 |"],
         ["5", "5.0 |"],

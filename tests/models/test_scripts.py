@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -60,3 +61,33 @@ def test_augmentation_only_moves_and_mirrors_within_its_limits(script):
         seen.add((mirrored, top, left))
     assert {m for m, _, _ in seen} == {False, True}
     assert {t for _, t, _ in seen} == {c for _, _, c in seen} == set(range(2 * shift + 1))
+
+
+@pytest.mark.parametrize(("coarse", "parts"), [(0, (50, 10)), (1, (30, 7))])
+def test_packed_cifar_has_the_images_and_fine_labels_of_the_binary_files(script, tmp_path, coarse, parts):
+    rng = np.random.default_rng(0)
+    expected = {}
+    for part, count in zip(("train", "test"), parts, strict=True):
+        x = rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8)
+        y = rng.integers(0, 256, (count, coarse + 1)).astype(np.uint8)
+        expected |= {f"x_{part}": x, f"y_{part}": y[:, -1]}
+        records = np.concatenate([y, x.reshape(count, -1)], axis=1)
+        names = [f"{part}.bin"] if coarse else [f"data_batch_{i}.bin" for i in range(1, 6)]
+        names = names if part == "train" or coarse else ["test_batch.bin"]
+        for name, piece in zip(names, np.split(records, len(names)), strict=True):
+            piece.tofile(tmp_path / name)
+    found = script("pack_dataset").packed(tmp_path)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_packed_mnist_has_the_arrays_of_the_idx_files(script, dataset, mnist_files, monkeypatch, tmp_path):
+    target = tmp_path / "mnist.npz"
+    monkeypatch.setattr(sys, "argv", ["pack_dataset.py", str(mnist_files), str(target)])
+    script("pack_dataset").main()
+    names = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(target) as found:
+        for name, array in zip(names, dataset("mnist"), strict=True):
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
