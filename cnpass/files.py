@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,12 @@ def check_output(
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sibling(model: Path, name: str) -> Path:

@@ -194,6 +194,23 @@ def captured(node: gs.Node) -> frozenset[str]:
     return frozenset(tensor.name for tensor in captured_tensors(node))
 
 
+def leading_to(tensor: gs.Tensor, tensors: Mapping[str, gs.Tensor]) -> set[int]:
+    """The ids of the nodes that a tensor depends on.
+
+    Args:
+        tensor: a tensor of a graph.
+        tensors: all of the graph's tensors by name, for what bodies capture.
+    """
+    needed, waiting = set[int](), [tensor]
+    while waiting:
+        for node in waiting.pop().inputs:
+            if id(node) not in needed:
+                needed.add(id(node))
+                waiting.extend(node.inputs)
+                waiting.extend(tensors[name] for name in captured(node) if name in tensors)
+    return needed
+
+
 def key(tensor: gs.Tensor) -> str:
     """A name of a tensor that no other has: bodies side by side may use one name for different tensors."""
     return str(tensor.__dict__.get("key", tensor.name))

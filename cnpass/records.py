@@ -240,7 +240,9 @@ class TrainedRecord(Record):
         default=None, description="copies of weights, with which all figures are; null if there are none"
     )
     recipe: dict[str, JsonValue]
-    hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
+    hashes: dict[str, str] = Field(
+        description="SHA-256 of the model, the data and the output, and of its external data, if it has any"
+    )
     seeds: dict[str, int]
     notes: list[str] = []
     seconds: float = Field(ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +32,11 @@ def serialize(model: ModelProto) -> bytes:
     return data
 
 
+def data_path(target: Path) -> Path:
+    """Return where the external data of a model file go: beside it."""
+    return target.with_name(target.name + ".data")
+
+
 def write(
     model: ModelProto,
     target: Path,
@@ -39,7 +44,7 @@ def write(
     *,
     force: bool,
     sources: Iterable[Path],
-    announce: Callable[[str], object],
+    announce: Callable[[Mapping[str, str]], object],
 ) -> None:
     """Write a model file, and one file `<target>.data` where the model has external data.
 
@@ -49,7 +54,8 @@ def write(
         folder: where present locations of external data start from.
         force: whether existing files may be replaced.
         sources: files that are never written.
-        announce: told the SHA-256 of the model file when all is written and about to take its place.
+        announce: told the SHA-256 of the model file (`output`) and of its external data, if it has any
+            (`output_data`), when all is written and about to take its place.
 
     Raises:
         UsageError: a file exists, is a source, or cannot be written.
@@ -57,7 +63,7 @@ def write(
     """
     sources, targets = list(sources), [target]
     if any(external.is_external(tensor) for tensor in external.tensors(model)):
-        targets.insert(0, target.with_name(target.name + ".data"))
+        targets.insert(0, data_path(target))
     for each in targets:
         files.check_output(each, force=force, sources=sources)
     staged: dict[Path, Path] = {}
@@ -71,7 +77,10 @@ def write(
             for stream in streams:
                 stream.flush()
                 os.fsync(stream.fileno())
-        announce(hashlib.sha256(data).hexdigest())
+        hashes = {"output": hashlib.sha256(data).hexdigest()}
+        if len(targets) > 1:
+            hashes["output_data"] = files.sha256(staged[targets[0]])
+        announce(hashes)
         if len(targets) > 1:
             target.unlink(missing_ok=True)  # an old model must never be seen beside new data
         for each in targets:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,14 +46,20 @@ def mean_factor(device: DeviceModel) -> float | None:
     return float(means[-1]) if np.allclose(means, means[-1] * weights, rtol=1e-6, atol=0) else None
 
 
-def keep_trained(document: Document, device: DeviceModel) -> None:
-    """Say in a document that its analog weights have learned the mean factor of a device.
+def keep_trained(document: Document, device: DeviceModel, trained: Collection[str]) -> None:
+    """Say in a document that analog weights have learned the mean factor of a device.
 
     Where it has no constant one they are made for none: what they were made for before is unlearned.
+
+    Args:
+        document: the document.
+        device: the device.
+        trained: keys of weights that were trained; the others stay made for what they were made for.
     """
     factor = mean_factor(device) or 1.0
     keys = (entry.product.weight.key for entry in plan(document).analog if entry.product)
-    keep_mean_gains(document, dict.fromkeys(keys, factor))
+    learned = dict.fromkeys((key for key in keys if key in trained), factor)
+    keep_mean_gains(document, mean_gains(document) | learned)
 
 
 def stored_constant(weight: Weight) -> gs.Constant | None:

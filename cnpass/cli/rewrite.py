@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnpass.cli.console import Console, Format
 from cnpass.cli.verbs import DryRunOption, ForceOption, ModelArgument, OutputOption
-from cnpass.files import check_output, sibling
+from cnpass.files import check_output, sha256, sibling
 from cnpass.recipe import RewriteRecipe
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def _record_of(output: Path) -> Path | None:
         digest = json.loads(path.read_text(encoding="utf-8"))["hashes"]["output"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it is somebody else's
-    return path if digest == hashlib.sha256(output.read_bytes()).hexdigest() else None
+    return path if digest == sha256(output) else None
 
 
 def print_plan(document: Document, console: Console, about: dict[str, Any]) -> None:

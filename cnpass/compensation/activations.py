@@ -11,11 +11,11 @@ import numpy.typing as npt
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.evaluation import feeding
-from cnpass.nodes import captured
+from cnpass.nodes import captured, leading_to
 from cnpass.passes.map_crossbar import MapCrossbar
 from cnpass.runtime.devices import DeviceModel
 from cnpass.runtime.library import has_library
-from cnpass.runtime.ops import IDEAL_CHIP
+from cnpass.runtime.ops import IDEAL_CHIP, META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT
 from cnpass.training.schedule import seed_of
 
 Rows = npt.NDArray[np.generic]
@@ -62,11 +62,17 @@ class Tap:
         folder: Path,
     ) -> None:
         self._axis, self._seed = axis, seed
-        arranged, self._feed, _ = feeding.arrange(_cut(document, tensor), probes, folder)
+        cut = _cut(document, tensor)
+        self._varies = META_CHIP_INPUT in cut.metadata
+        arranged, self._feed, _ = feeding.arrange(cut, probes, folder)
         self._session = feeding.open_session(arranged, folder, "tap")
 
     def rows(self, inputs: Mapping[str, Rows], chip: int = IDEAL_CHIP) -> Iterator[Rows]:
-        """Return rows [n, channels or features] of some samples, one array per run of the model."""
+        """Return rows [n, channels or features] of some samples, one array per run of the model.
+
+        A tensor before all analog nodes is the same on every chip.
+        """
+        chip = chip if self._varies else IDEAL_CHIP
         outputs = feeding.first_outputs(self._session, inputs, self._feed, chip)
         for number, output in enumerate(outputs):
             rows = np.moveaxis(output, self._axis, -1).reshape(-1, output.shape[self._axis])
@@ -118,13 +124,13 @@ def _cut(document: Document, tensor: str) -> Document:
     tensors = twin.tensors()
     if tensor not in tensors:
         raise ModelError(f"{document.path or 'the model'} has no tensor {tensor!r}")
-    needed, waiting = set(), [tensors[tensor]]
-    while waiting:
-        for node in waiting.pop().inputs:
-            if id(node) not in needed:
-                needed.add(id(node))
-                waiting.extend(node.inputs)
-                waiting.extend(tensors[name] for name in captured(node) if name in tensors)
+    needed = leading_to(tensors[tensor], tensors)
     twin.graph.nodes[:] = [node for node in twin.graph.nodes if id(node) in needed]
     twin.graph.outputs[:] = [tensors[tensor]]
+    read = {name for n in twin.graph.nodes for name in (*(t.name for t in n.inputs), *captured(n))}
+    for selector in (META_CHIP_INPUT, META_FIRST_SAMPLE_INPUT):
+        name = twin.metadata.get(selector)
+        if name is not None and name not in read:
+            del twin.metadata[selector]
+            twin.graph.inputs[:] = [each for each in twin.graph.inputs if each.name != name]
     return twin

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from cnpass.document import Document
 from cnpass.mapping import MappingPlan, NodePlan
-from cnpass.nodes import label, node_metadata, scope
+from cnpass.nodes import label, leading_to, node_metadata, scope
 from cnpass.runtime import ops
 from cnpass.shapes import Shapes, infer
 from cnpass.weights import Weight
@@ -88,7 +88,7 @@ class Site:
 
 
 def find_sites(
-    document: Document, plan: MappingPlan, *, behind: bool = False
+    document: Document, plan: MappingPlan, *, behind: bool = False, for_first_output: bool = False
 ) -> tuple[dict[str, Site], dict[str, str]]:
     """Find every node that can be compensated.
 
@@ -96,6 +96,7 @@ def find_sites(
         document: The model.
         plan: Its mapping plan.
         behind: Whether nodes that are compensated already count, for another compensation before that one.
+        for_first_output: Whether only nodes count that the model's first output depends on.
 
     Returns:
         Sites by label, in the order of the file; and for analog nodes that are none, the reason by label.
@@ -106,11 +107,15 @@ def find_sites(
         for node in document.graph.nodes
         if node_metadata(node).get(ops.META_ROLE) == ops.ROLE_COMPENSATION
     }
+    needed = leading_to(document.graph.outputs[0], document.tensors()) if for_first_output else None
     sites: dict[str, Site] = {}
     reasons: dict[str, str] = {}
     for entry in plan.analog:
         if entry.label in compensated and not behind:
             reasons[entry.label] = "is compensated already"
+            continue
+        if needed is not None and id(entry.node) not in needed:
+            reasons[entry.label] = "the first output does not depend on it"
             continue
         found = _site(document, entry, shapes)
         if isinstance(found, Site):

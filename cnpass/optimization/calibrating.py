@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -23,7 +22,7 @@ from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
-from cnpass.files import write_text
+from cnpass.files import sha256, write_text
 from cnpass.mapping import plan
 from cnpass.optimization.setting import (
     check_outputs,
@@ -155,7 +154,7 @@ class _Calibration:
                 hashes={
                     "model": self.source.sha256,
                     "data": dataset.sha256,
-                    "output": hashlib.sha256(output.read_bytes()).hexdigest(),
+                    "output": sha256(output),
                 },
                 seeds={"chips": self.seed},
                 notes=list(dict.fromkeys([*self.notes, *test.notes])),

@@ -21,7 +21,7 @@ from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.kinds import Kind
 from cnpass.data import Split
 from cnpass.document import Document
-from cnpass.errors import ModelError, UsageError
+from cnpass.errors import ModelError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
 from cnpass.mapping import MappingPlan, plan
 from cnpass.optimization.effort import Effort, Size
@@ -32,7 +32,7 @@ from cnpass.records import Metric
 from cnpass.runtime.devices import DeviceModel
 from cnpass.training import augmentation
 from cnpass.training.crossbars import Crossbars
-from cnpass.training.forward import Forward, Samples
+from cnpass.training.forward import Forward, Samples, samples_at_once
 from cnpass.training.idle import Idle, find_idle
 from cnpass.training.lift import lift
 from cnpass.training.objective import Objective
@@ -181,7 +181,13 @@ class Job:
         crossbars = Crossbars.of(self.plan, self.device, clean.module.weights)
         outputs = self._outputs(samples)
         validator = Validator(
-            validation, np.asarray(expected), self.metric, crossbars, self.recipe.seed, _check_chips(0)
+            samples=validation,
+            expected=np.asarray(expected),
+            metric=self.metric,
+            crossbars=crossbars,
+            seed=self.recipe.seed,
+            chips=_check_chips(0),
+            at_once=self._at_once,
         )
         names = self._augmentations(validator)
         return Problem(
@@ -207,25 +213,29 @@ class Job:
         return replace(problem, validator=replace(problem.validator, chips=_check_chips(trainings)))
 
     def _outputs(self, samples: Samples) -> torch.Tensor:
+        chunk = min(_CHUNK, self._at_once or _CHUNK)
         with torch.no_grad():
             parts = [
-                self._clean(samples.take(slice(start, start + _CHUNK)))
-                for start in range(0, len(samples), _CHUNK)
+                self._clean(samples.take(slice(start, start + chunk)))
+                for start in range(0, len(samples), chunk)
             ]
         return torch.cat(parts)
+
+    @cached_property
+    def _at_once(self) -> int | None:
+        few = self.train.take(slice(_PROBED))
+        return samples_at_once(
+            self._clean, Samples.of(few, self._clean.module.input_names, self.torch_device)
+        )
 
     def _augmentations(self, validator: Validator) -> Sequence[augmentation.Name]:
         """Choose how training samples are augmented: as told, or as the clean model bears it."""
         asked = self.recipe.augment
         if asked == ("none",):
             return ()
-        images = augmentation.spatial_axes(validator.samples.inputs[0].shape) is not None
         if asked != ("auto",):
-            if not images:
-                raise UsageError(
-                    "option --augment: the model's first input is no image of 1, 3 or 4 channels"
-                )
             return [name for name in augmentation.NAMES if name in asked]
+        images = augmentation.spatial_axes(validator.samples.inputs[0].shape) is not None
         if not images or self.metric != "top1":
             return ()
         ideal = replace(validator, crossbars=validator.crossbars.only(()), chips=validator.chips[:1])

@@ -6,11 +6,10 @@ it is done, gives its record back.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
-from cnpass.files import check_output, write_text
+from cnpass.files import check_output, sha256, write_text
 from cnpass.functions import inline_products
 from cnpass.mapping import plan
 from cnpass.optimization.effort import Effort
@@ -44,6 +43,8 @@ from cnpass.records import Metric, Record, SplitSizes
 from cnpass.runfolder import RunFolder
 from cnpass.runtime import ops
 from cnpass.runtime.devices import DeviceModel
+from cnpass.saving import data_path
+from cnpass.training.augmentation import NAMES, spatial_axes
 from cnpass.training.retrain import TrainResult
 from cnpass.training.writeback import unquantized
 
@@ -312,12 +313,10 @@ def carry_out(
         )
         document, result = work(setting)
 
-        def keep(digest: str) -> None:
+        def keep(hashes: Mapping[str, str]) -> None:
             nonlocal result
             seconds = round(time.perf_counter() - started, 3)
-            result = result.model_copy(
-                update={"hashes": {**_hashes(result), "output": digest}, "seconds": seconds}
-            )
+            result = result.model_copy(update={"hashes": {**_hashes(result), **hashes}, "seconds": seconds})
             write_text(folder.path / _RECORD, result.to_json() + "\n")
 
         document.save(output, force=call.force, announce=keep)
@@ -366,9 +365,10 @@ def prepare(call: Call, recipe: TrainRecipe, suffix: str, *, trains: bool) -> Re
         (progress.warn if dataset.random else progress.note)(note)
     if trains:
         _check_data(dataset)
+        _check_augment(recipe, dataset)
         if dataset.train.y is not None and len(np.unique(dataset.train.y)) == 1:
             progress.warn(f"{dataset.name}: all training samples are of class {dataset.train.y[0]}")
-    warnings = (*lost(given), *recipe.idle())
+    warnings = (*lost(given), *recipe.idle(), *_idle(recipe, document, dataset))
     for text in warnings:
         progress.warn(text)
     return Ready(document, warnings, device, dataset, output, progress)
@@ -456,18 +456,37 @@ def _check_data(dataset: Dataset) -> None:
             )
 
 
+def _check_augment(recipe: TrainRecipe, dataset: Dataset) -> None:
+    first = next(iter(dataset.train.inputs.values()))
+    if set(recipe.augment) & set(NAMES) and spatial_axes(first.shape) is None:
+        raise UsageError("option --augment: the model's first input is no image of 1, 3 or 4 channels")
+
+
+def _idle(recipe: TrainRecipe, document: Document, dataset: Dataset) -> Iterator[str]:
+    """Name options that do nothing for this model or these data, a line per cause."""
+    if recipe.distillation and dataset.train.y is None:
+        yield "--distillation does nothing: without labels training follows the clean model's outputs alone"
+    tiles = {name: getattr(recipe, name) for name in ("tile_rows", "tile_cols")}
+    changed = [name for name, value in tiles.items() if value != type(recipe).model_fields[name].default]
+    if changed and replication(document, **tiles) is None:
+        flags = ", ".join(f"--{recipe.flag(name)}" for name in changed)
+        yield f"{flags} {'do' if len(changed) > 1 else 'does'} nothing: no weight has copies"
+
+
 def _as_json(recipe: TrainRecipe) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(recipe.model_dump_json(by_alias=True))
     return fields
 
 
 def _finished(kind: type[T], path: Path, output: Path) -> T | None:
-    """The record of a run that was finished, if its output is still there."""
+    """The record of a run that was finished, if its output is still there as it was written."""
     if not path.exists():
         return None
     record = kind.model_validate_json(path.read_text(encoding="utf-8"))
-    if not output.exists() or hashlib.sha256(output.read_bytes()).hexdigest() != _hashes(record)["output"]:
-        return None
+    for name, file in (("output", output), ("output_data", data_path(output))):
+        digest = _hashes(record).get(name)
+        if digest is not None and not (file.is_file() and sha256(file) == digest):
+            return None
     return record
 
 

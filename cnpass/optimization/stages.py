@@ -94,7 +94,7 @@ def fit_closed_form(job: Job) -> Placed:
     """
     if "linear" not in job.kinds and set(job.kinds) != set(DEFAULT_KINDS):
         return Placed(job.source, ())
-    sites, _ = find_sites(job.source, job.plan)
+    sites, _ = find_sites(job.source, job.plan, for_first_output=True)
     nodes = [label for label, site in sites.items() if site.inputs + site.outputs <= MAX_FEATURES]
     if not nodes:
         return Placed(job.source, (), ("closed form: no node can be compensated",))
@@ -122,7 +122,8 @@ def insert_untrained(job: Job, kind: Kind, known: Known) -> Placed:
     """Insert compensation of one kind in the base, untrained, as wide as the overhead allows."""
     if kind not in job.kinds:
         return Placed(job.base, ())
-    nodes, seed = list(find_sites(job.base, plan(job.base))[0]), job.recipe.seed
+    sites, _ = find_sites(job.base, plan(job.base), for_first_output=True)
+    nodes, seed = list(sites), job.recipe.seed
     placement = widest(job.base, nodes, kind, limit=job.left(job.base), seed=seed)
     document, _ = insert_all(job.base, placement, seed=seed, known=known)
     return Placed(document, placement)
@@ -263,7 +264,7 @@ def place(job: Job, document: Document, effort: Effort) -> Searched:
 
     What is found may still be no better than nothing: it is trained alone before the ladder judges it.
     """
-    candidates = find_candidates(document, job.forward(document), job.search_validator)
+    candidates = find_candidates(document, job.forward(document), job.search_validator, job.idle.cut)
     notes = (candidates.note,) if candidates.note else ()
     if not candidates.nodes:
         return Searched(Placed(document, (), (*notes, "no node can be compensated")), candidates)
@@ -329,8 +330,8 @@ def extend(job: Job, document: Document, placement: Placement) -> Placed:
     Frozen analog weights hardly profit from it, so the search has no reason to ask for it; weights that are
     trained together with it do, and it costs next to no multiplications.
     """
-    sites, _ = find_sites(document, plan(document))
-    nodes = [label for label, site in sites.items() if site.is_conv]
+    sites, _ = find_sites(document, plan(document), for_first_output=True)
+    nodes = [label for label, site in sites.items() if site.is_conv and site.weight.key not in job.idle.cut]
     if not nodes or "gain" not in job.kinds:
         return Placed(document, placement)
     added = widest(document, nodes, "gain", limit=job.left(document), seed=job.recipe.seed)
@@ -369,8 +370,9 @@ def train_on(
 def _with_weights(job: Job, document: Document, options: TrainOptions, result: TrainResult) -> Document:
     """Return a copy of a document with what was trained, which says what mean factor the weights learned."""
     trained = document.copy()
-    if write_back(trained, result.weights) and options.ends_real:
-        keep_trained(trained, job.device)
+    changed = write_back(trained, result.weights)
+    if options.ends_real:
+        keep_trained(trained, job.device, set(changed) - job.idle.keys)
     return trained
 
 

@@ -7,6 +7,7 @@ for their errors grow through all that follows. All layers before the first i at
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from cnpass.compensation.site import find_sites
@@ -38,7 +39,9 @@ class Candidates:
     note: str | None = None
 
 
-def find_candidates(document: Document, forward: Forward, validator: Validator) -> Candidates:
+def find_candidates(
+    document: Document, forward: Forward, validator: Validator, cut: Collection[str] = ()
+) -> Candidates:
     """Find the nodes that are worth compensating.
 
     A weight that several layers share is one set of devices: it varies in all of them as soon as one of them
@@ -50,9 +53,13 @@ def find_candidates(document: Document, forward: Forward, validator: Validator) 
         document: The model.
         forward: The same, lifted.
         validator: Validation samples and chips, with variation in all analog weights.
+        cut: Keys of weights behind which nothing has a gradient, so that compensation cannot be trained.
     """
     mapping = plan(document)
-    sites, excluded = find_sites(document, mapping)
+    sites, excluded = find_sites(document, mapping, for_first_output=True)
+    for label in [label for label, site in sites.items() if site.weight.key in cut]:
+        del sites[label]
+        excluded[label] = "what follows it has no gradient, so compensation cannot be trained"
     crossbars = validator.crossbars
     clean = replace(validator, crossbars=crossbars.only(()), chips=validator.chips[:1]).score(forward)
     layers = [(n.label, n.key) for n in mapping.analog if n.key in crossbars.streams]

@@ -60,6 +60,7 @@ class Job:
         row_axes: axes that make up crossbar rows, by key of weights whose rows differ in devices.
         seed: seed of the chips.
         chips: numbers of the chips, from the first to before the second.
+        at_once: samples per pass; None for all.
         torch_device: where the network runs.
     """
 
@@ -80,6 +81,7 @@ class Job:
     row_axes: dict[str, tuple[int, ...]]
     seed: int
     chips: tuple[int, int]
+    at_once: int | None
     torch_device: str
 
 
@@ -111,10 +113,15 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
         self._forward = Forward(lift(Document.load(job.network)).on(device), job.rows)
         inputs = tuple(from_array(np.load(path)).to(device) for path in job.inputs)
         programming = make_device(job.device, **job.params)
-        crossbars = Crossbars(programming, job.streams, job.columns, job.copies, job.row_axes)
-        expected = np.load(job.expected)
-        chips = range(*job.chips)
-        self._validator = Validator(Samples(inputs), expected, job.metric, crossbars, job.seed, chips)
+        self._validator = Validator(
+            samples=Samples(inputs),
+            expected=np.load(job.expected),
+            metric=job.metric,
+            crossbars=Crossbars(programming, job.streams, job.columns, job.copies, job.row_axes),
+            seed=job.seed,
+            chips=range(*job.chips),
+            at_once=job.at_once,
+        )
 
     def measure(self, unit: Unit) -> Outcome[Unit, list[float]]:
         """Return the figure of each chip, of fewer chips where the placement is given up."""
@@ -204,6 +211,7 @@ def write_job(
         row_axes=dict(crossbars.row_axes),
         seed=validator.seed,
         chips=(validator.chips.start, validator.chips.stop),
+        at_once=validator.at_once,
         torch_device=str(validator.samples.inputs[0].device),
     )
 

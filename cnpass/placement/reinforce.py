@@ -21,8 +21,9 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,7 +166,20 @@ class ReinforceSampler(BaseSampler):
         """
         self._seed = random.SystemRandom().getrandbits(62) if seed is None else seed
         self._rate, self._entropy = rate, entropy
+        self._forget()
+
+    def _forget(self) -> None:
         self._learners: weakref.WeakKeyDictionary[Study, _Learner] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()  # a study's threads share the sampler
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was learned: it is learned again from the study's trials."""
+        return {name: value for name, value in vars(self).items() if name not in {"_learners", "_lock"}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take options; policies come with the studies."""
+        vars(self).update(state)
+        self._forget()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: parameters are drawn one by one, in the order that the objective asks for them."""
@@ -200,13 +214,14 @@ class ReinforceSampler(BaseSampler):
         if options is None:
             chance = RandomSampler(seed=seed % 2**32)
             return chance.sample_independent(study, trial, param_name, param_distribution)
-        policy = self._learner(study).policy
         steps, key = _steps(trial), _key(param_name, param_distribution)
-        for step in steps:
-            policy.know(step.name, step.options)
-        policy.know(key, len(options))
-        with torch.no_grad():
-            probabilities = policy.log_probabilities(steps, key).exp().tolist()
+        with self._lock:
+            policy = self._learner(study).policy
+            for step in steps:
+                policy.know(step.name, step.options)
+            policy.know(key, len(options))
+            with torch.no_grad():
+                probabilities = policy.log_probabilities(steps, key).exp().tolist()
         return options[random.Random(seed).choices(range(len(options)), probabilities)[0]]
 
     def _learner(self, study: Study) -> _Learner:

@@ -1,17 +1,23 @@
-"""Running a lifted model on samples, in the batches that it takes."""
+"""Running a lifted model on samples, in the batches that it takes, and what of these memory bears."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnpass.data import Split
 from cnpass.errors import ModelError
 from cnpass.evaluation.feeding import by_sample
 from cnpass.training.lift import Lifted
 from cnpass.training.rules.dtypes import from_array
+
+LARGEST_TENSOR = 1 << 29
+"""Bytes; a pass without gradients holds two such tensors or three."""
+_LOOKED_AT = 3
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,41 @@ class Forward:
                 " so there is nothing to train for"
             )
         return output
+
+
+class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types for it
+    """Notes the bytes of every tensor that an operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.found.append(result.nbytes)
+        return result
+
+
+def samples_at_once(forward: Forward, samples: Samples) -> int | None:
+    """Return how many samples may run together, such that no tensor becomes larger than `LARGEST_TENSOR`.
+
+    Args:
+        forward: The model.
+        samples: Three samples or more, of which three are looked at; with fewer there is nothing to limit.
+
+    Returns:
+        The number, at least 1; None if the model itself says how many run together.
+    """
+    if forward.rows is not None or len(samples) < _LOOKED_AT:
+        return None
+    sizes = []
+    for count in (1, _LOOKED_AT):
+        with torch.no_grad(), _Sizes() as seen:
+            forward(samples.take(slice(count)))
+        sizes.append(seen.found)
+    # What does not grow with the samples, such as a weight, does not count.
+    growth = (many - one for one, many in zip(*sizes, strict=False))
+    return int(max(1, LARGEST_TENSOR * (_LOOKED_AT - 1) // max(1, *growth)))

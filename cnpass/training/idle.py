@@ -32,9 +32,14 @@ class Idle:
     integer: tuple[str, ...]
 
     @property
+    def keys(self) -> frozenset[str]:
+        """Keys of the weights that stay as they are, but for what a penalty asks of them."""
+        return frozenset((*self.apart, *self.cut, *self.flat, *self.integer))
+
+    @property
     def count(self) -> int:
         """Weights that stay as they are."""
-        return sum(map(len, (self.apart, self.cut, self.flat, self.integer)))
+        return len(self.keys)
 
     def describe(self) -> str | None:
         """One line; None if every weight is trained."""

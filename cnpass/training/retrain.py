@@ -272,7 +272,8 @@ class _Trainer:
                 weights.update(stand_ins)
             loss = problem.objective(forward(batch, weights), batch.labels, clean)
             loss = loss * (len(part) / len(index))
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # a variant may use none of the weights that are trained
+                loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if options.beta and not self.norms.keys().isdisjoint(self.keys):
             layers = module.matrices(self.norms)

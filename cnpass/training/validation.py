@@ -25,6 +25,7 @@ class Validator:
         crossbars: What varies.
         seed: Seed of the chips.
         chips: Numbers of the chips.
+        at_once: Samples per pass; None for all.
     """
 
     samples: Samples
@@ -33,6 +34,7 @@ class Validator:
     crossbars: Crossbars
     seed: int
     chips: range
+    at_once: int | None = None
 
     def values(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> list[float]:
         """Return the metric of every chip; ``weights`` stand in for digital ones."""
@@ -48,8 +50,10 @@ class Validator:
 
     def _measure(self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor]) -> float:
         weights = {**others, **self.crossbars.chip(forward.module.weights, chip, self.seed)}
-        meter = Meter(self.metric)
-        with torch.no_grad():
-            output = forward(self.samples, weights)
-        meter.add(output.float().cpu().numpy(), self.expected)
+        meter, total = Meter(self.metric), len(self.samples)
+        for start in range(0, total, self.at_once or total):
+            taken = slice(start, start + (self.at_once or total))
+            with torch.no_grad():
+                output = forward(self.samples.take(taken), weights)
+            meter.add(output.float().cpu().numpy(), self.expected[taken])
         return meter.value()

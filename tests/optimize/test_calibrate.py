@@ -119,6 +119,25 @@ def test_normalisations_get_statistics_of_the_chip(normalised: Path) -> None:
     assert record.after == (_on_chip(output, x, 7).argmax(1) == y).mean()
 
 
+def test_a_normalisation_before_all_analog_nodes_keeps_its_statistics(normalised: Path) -> None:
+    """Nothing varies there; those behind are fitted all the same."""
+    proto = onnx.load(normalised)
+    for name, value in (("g0", 2.0), ("b0", 0.3), ("m0", -0.1), ("v0", 0.5)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.full(1, value, np.float32), name))
+    first = helper.make_node("BatchNormalization", ["x", "g0", "b0", "m0", "v0"], ["x.n"])
+    proto.graph.node.insert(0, first)
+    proto.graph.node[1].input[0] = "x.n"
+    normalised.write_bytes(proto.SerializeToString())
+    record = cnpass.calibrate(normalised, chip=7, correction="batch-norm", **OPTIONS | {"max_overhead": 0.0})
+    assert record.kept
+    errors = {node.node: (node.error_before, node.error_after) for node in record.nodes}
+    assert errors["x.n"] == (0, 0)
+    assert all(errors[name][1] < errors[name][0] for name in ("c1.n", "c2.n"))
+    after = _constants(normalised.with_name("normalised.chip7.onnx"))
+    before = _constants(normalised)
+    assert (after["m0"], after["v0"]) == (before["m0"], before["v0"])
+
+
 def test_the_same_command_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         cnpass.calibrate(model, output=tmp_path / f"{name}.onnx", chip=3, **OPTIONS)

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import external_data_helper, numpy_helper
 
 import cnpass
 from cnpass.document import Document
@@ -215,6 +215,59 @@ def test_what_a_mapped_model_loses_is_said(model: Path, tmp_path: Path) -> None:
     (lost,) = (note for note in record.notes if "left out" in note)
     assert "tile-rows" in lost
     assert "copies" not in lost
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_finished_run_whose_external_data_are_damaged_writes_them_again(
+    model: Path, tmp_path: Path, damage: str
+) -> None:
+    proto = onnx.load(model)
+    external_data_helper.convert_model_to_external_data(proto, location="weights", size_threshold=64)
+    external_data_helper.write_external_data_tensors(proto, str(tmp_path))
+    model.write_bytes(proto.SerializeToString())
+    output, run = tmp_path / "out.onnx", tmp_path / "run"
+    record = _optimize(model, output, run=run, retrain=False, compensation=False)
+    data = output.with_name("out.onnx.data")
+    whole = data.read_bytes()
+    if damage == "gone":
+        data.unlink()
+    else:
+        data.write_bytes(whole[:-1])
+    again = _optimize(model, output, run=run, retrain=False, compensation=False, force=True)
+    assert data.read_bytes() == whole
+    assert again.hashes == record.hashes
+    cnpass.Session(output)
+
+
+def test_options_that_do_nothing_for_a_model_or_its_data_are_named(model: Path, tmp_path: Path) -> None:
+    record = _optimize(model, tmp_path / "a.onnx", retrain=False, compensation=False, tile_rows=64)
+    assert "--tile-rows does nothing: no weight has copies" in record.notes
+    record = _optimize(
+        model, tmp_path / "b.onnx", retrain=False, compensation=False, tile_rows=64, replicate=True
+    )
+    assert not any("tile" in note for note in record.notes)
+    with np.load(model.with_suffix(".npz")) as arrays:
+        np.savez(tmp_path / "x.npz", **{name: a for name, a in arrays.items() if name[0] == "x"})
+    record = cnpass.retrain(
+        model, tmp_path / "x.npz", output=tmp_path / "c.onnx", sigma=0.5, epochs=1, distillation=0.5
+    )
+    assert any(note.startswith("--distillation does nothing: without labels") for note in record.notes)
+
+
+def test_mirrored_images_need_a_model_of_images_before_any_work(model: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cnpass.optimization.setting.MonteCarlo", lambda *_, **__: pytest.fail("worked"))
+    proto = onnx.load(model)
+    del proto.graph.node[:-1]
+    proto.graph.node[0].input[0] = "x"
+    shape = proto.graph.input[0].type.tensor_type.shape
+    del shape.dim[1:]
+    shape.dim.add(dim_value=64)
+    model.write_bytes(proto.SerializeToString())
+    with np.load(model.with_suffix(".npz")) as arrays:
+        flat = {n: a.reshape(len(a), -1) if n[0] == "x" else a for n, a in arrays.items()}
+    np.savez(model.with_suffix(".npz"), **flat)
+    with pytest.raises(UsageError, match="--augment: the model's first input is no image"):
+        _optimize(model, augment=("flip",))
 
 
 def test_refusals_come_before_any_work(model: Path, monkeypatch) -> None:

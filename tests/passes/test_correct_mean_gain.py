@@ -122,11 +122,11 @@ def test_a_factor_that_is_none_is_not_heeded(named_case, known):
 @pytest.mark.parametrize("name", ["gaussian", "pcm"])
 def test_weights_trained_on_a_device_without_a_mean_factor_of_its_own_forget_the_first_ones(named_case, name):
     document = Document.from_proto(named_case("conv"))
-    keep_trained(document, LogNormal(sigma=0.5))
+    keep_trained(document, LogNormal(sigma=0.5), {"w"})
     assert mean_gains(document) == {"w": pytest.approx(FACTOR)}
     device = make_device(name)
     assert mean_factor(device) == (None if name == "pcm" else 1)
-    keep_trained(document, device)
+    keep_trained(document, device, {"w"})
     assert mean_gains(document) == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle  # noqa: TID251 (that it can be is what is tested)
 from itertools import product
 
 import numpy as np
@@ -211,6 +212,25 @@ def test_storage_and_restarts_make_no_difference(tmp_path) -> None:
     other = optuna.create_study(direction="maximize", sampler=ReinforceSampler(seed=6))
     other.optimize(_objective, n_trials=20)
     assert _asked(other) != _asked(whole)
+
+
+def test_threads_share_the_sampler() -> None:
+    study = optuna.create_study(sampler=ReinforceSampler(seed=0))
+    study.optimize(lambda t: sum(t.suggest_int(f"n{i}", 0, 5) for i in range(4)), n_trials=60, n_jobs=8)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 60
+
+
+def test_a_pickled_sampler_goes_on_as_it_would_have() -> None:
+    study = optuna.create_study(sampler=ReinforceSampler(seed=3, rate=0.1, entropy=0.01))
+    study.optimize(_objective, n_trials=20)
+    trials = []
+    copy = pickle.loads(pickle.dumps(study.sampler))  # noqa: S301 (our own)
+    for sampler in (study.sampler, copy):
+        other = optuna.create_study(sampler=sampler)
+        other.add_trials(study.trials)
+        other.optimize(_objective, n_trials=5)
+        trials.append([trial.params for trial in other.trials[20:]])
+    assert trials[0] == trials[1]
 
 
 def test_one_sampler_serves_several_studies() -> None:
