@@ -37,5 +37,6 @@ def run(
     print_points(record, record.n.val, "validation", console)
     console.line()
     print_tuned(record.tuned, record.metric, console)
-    console.line(f"{record.epochs} epochs" + ("" if record.kept else "; nothing better came of it"))
+    kept = "" if record.kept else "; nothing better came of it"
+    console.line(f"epochs trained: {record.epochs}{kept}")
     console.line(f"wrote {record.output}")

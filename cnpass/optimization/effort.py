@@ -144,7 +144,7 @@ class Effort:
         trials = places * self.trials * size.searched / size.batch * _FORWARD * seconds_per_step
         epoch = size.samples / size.batch * seconds_per_step
         least, most = (fixed + last * epochs for epochs in (self.last(0.0), self.together))
-        told = f"training: {least} epochs, about {_shown(least * epoch + trials)}"
+        told = f"training: {least} epoch{'s' * (least > 1)}, about {_shown(least * epoch + trials)}"
         if self.grows and most > least:
             told += f"; up to {most}, {_shown(most * epoch + trials)}, where much accuracy is missing"
         return f"{told} (--epochs or --budget to change)"

@@ -69,6 +69,9 @@ def test_the_announcement_says_how_long_it_takes() -> None:
     assert "1375 epochs" in tuned  # 4 trials of 75 more
     large = Size(50_000, 128, None, 600)
     assert "358 epochs, about 2.2 h (" in Effort.told(100, 5).announcement(large, 0.0578, **whole)
+    assert "training: 1 epoch, about" in Effort.told(1, 0).announcement(
+        large, 0.0578, firsts=0, places=False, last=True, tunings=0
+    )
     alone = Effort.told(100, 0).announcement(large, 0.0578, firsts=0, places=False, last=True, tunings=0)
     assert "100 epochs, about 38 min (" in alone
 
