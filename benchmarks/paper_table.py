@@ -100,7 +100,7 @@ def collect(folder: Path) -> None:
 
 
 def _recorded(record: Figures) -> dict[str, Any]:
-    kept = {key: record[key] for key in RECORDED if record.get(key)}
+    kept = {key: record[key] for key in RECORDED if record.get(key) is not None}
     kept["recipe"] = {key: value for key, value in record["recipe"].items() if key not in PATHS}
     return kept
 
@@ -219,7 +219,7 @@ def _copies(seeds: Seeds) -> str:
 def _main_job(seeds: Seeds) -> str:
     """What the main job measured on its way, and which compensation it has in the end."""
     records = {
-        f"seed {seed}, {rungs[rung]['epochs']} epochs": rungs[rung]["record"]
+        f"seed {seed}, `{rung}`, {rungs[rung]['epochs']} epochs": rungs[rung]["record"]
         for seed, rungs in seeds.items()
         for rung in ("best", "brief")
         if "record" in rungs.get(rung, {})
@@ -232,7 +232,7 @@ def _main_job(seeds: Seeds) -> str:
     lines = [ladders("everything that helps", steps), "", "What it has in the end, with its width:", ""]
     for title, record in records.items():
         placed = (f"`{at['node']}` {at['kind']} {at['ratio']:g}" for at in record["placement"])
-        lines.append(f"- {title}: {', '.join(placed)}")
+        lines.append(f"- {title}: {', '.join(placed) or 'none'}")
     return "\n".join(lines)
 
 

@@ -458,7 +458,7 @@ class Document:
         path: str | os.PathLike[str],
         *,
         force: bool = False,
-        announce: Callable[[Mapping[str, str]], object] = lambda _: None,
+        announce: Callable[[Mapping[str, str]], object] | None = None,
     ) -> None:
         """Write the model, whole or not at all.
 
@@ -469,7 +469,7 @@ class Document:
             path: the file to write; never the source.
             force: whether existing files may be replaced.
             announce: told the SHA-256 of the model file (`output`) and of its external data, if it has any
-                (`output_data`), when all is written and about to take its place.
+                (`output_data`), when all is written and about to take its place; None for nobody.
 
         Raises:
             UsageError: the file exists, is the source, or cannot be written.

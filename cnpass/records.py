@@ -18,6 +18,9 @@ Count = Annotated[int, Field(ge=0)]
 Interval = Annotated[tuple[float, float], Field(description="low and high end")]
 
 
+_HASHES = "SHA-256 of the model, the data and the output, and of its external data, if it has any"
+
+
 class Frozen(BaseModel):
     """A part of a record: immutable, and closed to fields it does not declare."""
 
@@ -240,9 +243,7 @@ class TrainedRecord(Record):
         default=None, description="copies of weights, with which all figures are; null if there are none"
     )
     recipe: dict[str, JsonValue]
-    hashes: dict[str, str] = Field(
-        description="SHA-256 of the model, the data and the output, and of its external data, if it has any"
-    )
+    hashes: dict[str, str] = Field(description=_HASHES)
     seeds: dict[str, int]
     notes: list[str] = []
     seconds: float = Field(ge=0)
@@ -354,7 +355,7 @@ class CalibrateRecord(Record):
     added: Overhead = Field(description="what of that the correction is")
     nodes: list[Corrected]
     recipe: dict[str, JsonValue]
-    hashes: dict[str, str] = Field(description="SHA-256 of the model, the data and the output")
+    hashes: dict[str, str] = Field(description=_HASHES)
     seeds: dict[str, int]
     notes: list[str] = []
     seconds: float = Field(ge=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +43,7 @@ def write(
     *,
     force: bool,
     sources: Iterable[Path],
-    announce: Callable[[Mapping[str, str]], object],
+    announce: Callable[[Mapping[str, str]], object] | None,
 ) -> None:
     """Write a model file, and one file `<target>.data` where the model has external data.
 
@@ -55,7 +54,7 @@ def write(
         force: whether existing files may be replaced.
         sources: files that are never written.
         announce: told the SHA-256 of the model file (`output`) and of its external data, if it has any
-            (`output_data`), when all is written and about to take its place.
+            (`output_data`), when all is written and about to take its place; None for nobody.
 
     Raises:
         UsageError: a file exists, is a source, or cannot be written.
@@ -77,10 +76,9 @@ def write(
             for stream in streams:
                 stream.flush()
                 os.fsync(stream.fileno())
-        hashes = {"output": hashlib.sha256(data).hexdigest()}
-        if len(targets) > 1:
-            hashes["output_data"] = files.sha256(staged[targets[0]])
-        announce(hashes)
+        if announce is not None:
+            names = ("output_data", "output")[-len(targets) :]
+            announce({name: files.sha256(staged[each]) for name, each in zip(names, targets, strict=True)})
         if len(targets) > 1:
             target.unlink(missing_ok=True)  # an old model must never be seen beside new data
         for each in targets:

@@ -22,6 +22,7 @@ from cnpass.errors import DataError
 CIFAR_10 = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CIFAR_100 = {"train": ["train.bin"], "test": ["test.bin"]}
 IMAGE = (3, 32, 32)
+NAMES = {"x_train", "y_train", "x_test", "y_test"}
 
 
 def packed(folder: Path) -> dict[str, np.ndarray]:
@@ -34,8 +35,7 @@ def packed(folder: Path) -> dict[str, np.ndarray]:
         Images and labels by their names in the NPZ file.
 
     Raises:
-        DataError: The folder holds no such files, or broken ones.
-        KeyError: It holds a part of the idx files only.
+        DataError: The folder holds no such files, a part of the idx files only, or broken ones.
         OSError: It holds a part of the files of CIFAR only.
         ValueError: A file of CIFAR has been cut off.
     """
@@ -43,10 +43,11 @@ def packed(folder: Path) -> dict[str, np.ndarray]:
         if (folder / names["test"][0]).exists():
             return _cifar(folder, names, labels)
     source = load_data(folder)
-    arrays = dict(source.arrays) if source else {}
-    for name in ("x_train", "x_test"):
-        arrays[name] = arrays[name][:, None]  # idx files have no channels
-    return arrays
+    read = source.arrays if source else {}
+    if missing := NAMES - read.keys():
+        raise DataError(f"{folder}: has no {', '.join(sorted(missing))}")
+    # idx files have no channels
+    return {name: read[name][:, None] if name.startswith("x") else read[name] for name in sorted(NAMES)}
 
 
 def _cifar(folder: Path, names: Mapping[str, Sequence[str]], labels: int) -> dict[str, np.ndarray]:
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         arrays = packed(arguments.folder)
-    except (DataError, KeyError, OSError, ValueError) as error:
+    except (DataError, OSError, ValueError) as error:
         parser.error(f"cannot be packed: {error}")
     np.savez(arguments.output, **arrays)
 

@@ -37,8 +37,8 @@ class CentreInputs(SamplesPass):
     """Take the mean over samples off what enters analog nodes, and add what the weights make of it behind.
 
     ``W x = W (x - m) + W m``: on the ideal chip nothing changes. A device that varies multiplies its error by
-    its input, so that the error falls with the energy of what enters the crossbar; behind a Relu a third or
-    more of that is the mean. It costs a value per channel of the input, and no multiplication: W m goes into
+    its input, so that the error falls with the energy of what enters the crossbar; behind a Relu much of
+    that is the mean. It costs a value per channel of the input, and no multiplication: W m goes into
     the bias. Where a convolution pads with zeros, W m differs along the border and is kept for each place.
     Weights that `correct-mean-gain` has divided count as chips have them on average.
     """
@@ -56,12 +56,15 @@ class CentreInputs(SamplesPass):
         return PassResult(bool(done), (told, *dataset.notes, *notes, *without_defaults(before, document)))
 
 
-def centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[str, ...]]:
+def centre(
+    document: Document, samples: Mapping[str, Rows], *, for_first_output: bool = False
+) -> tuple[int, tuple[str, ...]]:
     """Centre the inputs of all analog nodes of a document in place, where a mean is worth it.
 
     Args:
         document: A model, not mapped.
         samples: Samples [N, ...] by input name.
+        for_first_output: Whether only nodes count that the model's first output depends on.
 
     Returns:
         How many nodes were changed, and one line for each that could not be, with the reason.
@@ -71,12 +74,14 @@ def centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[
         ModelError: ONNX Runtime refuses the model.
     """
     with as_chips_have_it(document):
-        return _centre(document, samples)
+        return _centre(document, samples, for_first_output)
 
 
-def _centre(document: Document, samples: Mapping[str, Rows]) -> tuple[int, tuple[str, ...]]:
+def _centre(
+    document: Document, samples: Mapping[str, Rows], for_first_output: bool
+) -> tuple[int, tuple[str, ...]]:
     """See `centre`."""
-    sites, reasons = find_sites(document, plan(document))
+    sites, reasons = find_sites(document, plan(document), for_first_output=for_first_output)
     borders: dict[str, list[np.ndarray]] = {}
     known = infer(document).known
     for label, site in sites.items():

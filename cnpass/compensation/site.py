@@ -114,14 +114,13 @@ def find_sites(
         if entry.label in compensated and not behind:
             reasons[entry.label] = "is compensated already"
             continue
-        if needed is not None and id(entry.node) not in needed:
-            reasons[entry.label] = "the first output does not depend on it"
-            continue
         found = _site(document, entry, shapes)
-        if isinstance(found, Site):
-            sites[entry.label] = found
-        else:
+        if not isinstance(found, Site):
             reasons[entry.label] = found
+        elif needed is not None and id(entry.node) not in needed:
+            reasons[entry.label] = "the first output does not depend on it"
+        else:
+            sites[entry.label] = found
     return sites, reasons
 
 

@@ -22,7 +22,7 @@ from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
 from cnpass.evaluation.chosen import analog_attributes, chosen_device, refuse_only_chip
-from cnpass.files import sha256, write_text
+from cnpass.files import write_text
 from cnpass.mapping import plan
 from cnpass.optimization.setting import (
     check_outputs,
@@ -121,7 +121,7 @@ class _Calibration:
         best = fitted.document if kept else self.document
         with self._chips(dataset.test) as test:
             before, after = (self._on_chip(test, document) for document in (self.document, best))
-            self._write(best, output, force=force)
+            written = self._write(best, output, force=force)
             clean, found, had = test.clean, overhead(best), overhead(self.document)
             record = CalibrateRecord(
                 input=str(self.source.path or ""),
@@ -154,7 +154,7 @@ class _Calibration:
                 hashes={
                     "model": self.source.sha256,
                     "data": dataset.sha256,
-                    "output": sha256(output),
+                    **written,
                 },
                 seeds={"chips": self.seed},
                 notes=list(dict.fromkeys([*self.notes, *test.notes])),
@@ -223,11 +223,14 @@ class _Calibration:
         (value,) = chips.values(target, [self.recipe.chip])
         return value
 
-    def _write(self, document: Document, output: Path, *, force: bool) -> None:
+    def _write(self, document: Document, output: Path, *, force: bool) -> dict[str, str]:
+        """Write a document for the chip; return the hashes of what was written."""
         mapped = document.copy()
         MapCrossbar(device=self.device, seed=self.seed)(mapped)
         selector = mapped.tensors()[mapped.metadata[META_CHIP_INPUT]]
         if hasattr(selector, "values"):  # an overridable initializer, else an input that callers must give
             selector.values = np.array(self.recipe.chip, np.int64)
         mapped.metadata[META_ONLY_CHIP] = str(self.recipe.chip)
-        mapped.save(output, force=force)
+        hashes: dict[str, str] = {}
+        mapped.save(output, force=force, announce=hashes.update)
+        return hashes

@@ -187,7 +187,6 @@ class Job:
             crossbars=crossbars,
             seed=self.recipe.seed,
             chips=_check_chips(0),
-            at_once=self._at_once,
         )
         names = self._augmentations(validator)
         return Problem(
@@ -213,20 +212,13 @@ class Job:
         return replace(problem, validator=replace(problem.validator, chips=_check_chips(trainings)))
 
     def _outputs(self, samples: Samples) -> torch.Tensor:
-        chunk = min(_CHUNK, self._at_once or _CHUNK)
+        chunk = min(_CHUNK, samples_at_once(self._clean, samples))
         with torch.no_grad():
             parts = [
                 self._clean(samples.take(slice(start, start + chunk)))
                 for start in range(0, len(samples), chunk)
             ]
         return torch.cat(parts)
-
-    @cached_property
-    def _at_once(self) -> int | None:
-        few = self.train.take(slice(_PROBED))
-        return samples_at_once(
-            self._clean, Samples.of(few, self._clean.module.input_names, self.torch_device)
-        )
 
     def _augmentations(self, validator: Validator) -> Sequence[augmentation.Name]:
         """Choose how training samples are augmented: as told, or as the clean model bears it."""

@@ -468,7 +468,12 @@ def _idle(recipe: TrainRecipe, document: Document, dataset: Dataset) -> Iterator
         yield "--distillation does nothing: without labels training follows the clean model's outputs alone"
     tiles = {name: getattr(recipe, name) for name in ("tile_rows", "tile_cols")}
     changed = [name for name, value in tiles.items() if value != type(recipe).model_fields[name].default]
-    if changed and replication(document, **tiles) is None:
+    if not (recipe.replicate or changed) or replication(document, **tiles) is not None:
+        return
+    if recipe.replicate:
+        size = " x ".join(map(str, tiles.values()))
+        yield f"--replicate does nothing: tiles of {size} have no room for copies"
+    else:
         flags = ", ".join(f"--{recipe.flag(name)}" for name in changed)
         yield f"{flags} {'do' if len(changed) > 1 else 'does'} nothing: no weight has copies"
 

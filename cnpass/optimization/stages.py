@@ -79,7 +79,7 @@ def centre_inputs(job: Job) -> Document | None:
     """Lead the mean of what enters analog nodes around the crossbars; None where that is not worth it."""
     document = job.source.copy()
     try:
-        done, _ = centre(document, job.train.take(slice(SAMPLES)).inputs)
+        done, _ = centre(document, job.train.take(slice(SAMPLES)).inputs, for_first_output=True)
     except DataError:
         return None
     if not done or job.left(document) < 0:
@@ -372,7 +372,8 @@ def _with_weights(job: Job, document: Document, options: TrainOptions, result: T
     trained = document.copy()
     changed = write_back(trained, result.weights)
     if options.ends_real:
-        keep_trained(trained, job.device, set(changed) - job.idle.keys)
+        by_gradient = not options.beta and options.clip_weights is None
+        keep_trained(trained, job.device, job.idle.taught(changed, only_by_gradient=by_gradient))
     return trained
 
 

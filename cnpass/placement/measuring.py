@@ -60,7 +60,6 @@ class Job:
         row_axes: axes that make up crossbar rows, by key of weights whose rows differ in devices.
         seed: seed of the chips.
         chips: numbers of the chips, from the first to before the second.
-        at_once: samples per pass; None for all.
         torch_device: where the network runs.
     """
 
@@ -81,7 +80,6 @@ class Job:
     row_axes: dict[str, tuple[int, ...]]
     seed: int
     chips: tuple[int, int]
-    at_once: int | None
     torch_device: str
 
 
@@ -120,7 +118,6 @@ class PlacementRunner(Runner[Job, Unit, list[float]]):
             crossbars=Crossbars(programming, job.streams, job.columns, job.copies, job.row_axes),
             seed=job.seed,
             chips=range(*job.chips),
-            at_once=job.at_once,
         )
 
     def measure(self, unit: Unit) -> Outcome[Unit, list[float]]:
@@ -211,7 +208,6 @@ def write_job(
         row_axes=dict(crossbars.row_axes),
         seed=validator.seed,
         chips=(validator.chips.start, validator.chips.stop),
-        at_once=validator.at_once,
         torch_device=str(validator.samples.inputs[0].device),
     )
 

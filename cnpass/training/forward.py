@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cnpass.data import Split
 from cnpass.errors import ModelError
@@ -99,23 +100,23 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.found.append(result.nbytes)
+        self.found.extend(each.nbytes for each in tree_leaves(result) if isinstance(each, torch.Tensor))
         return result
 
 
-def samples_at_once(forward: Forward, samples: Samples) -> int | None:
+def samples_at_once(forward: Forward, samples: Samples) -> int:
     """Return how many samples may run together, such that no tensor becomes larger than `LARGEST_TENSOR`.
 
     Args:
         forward: The model.
-        samples: Three samples or more, of which three are looked at; with fewer there is nothing to limit.
+        samples: The samples, of which three are looked at.
 
     Returns:
-        The number, at least 1; None if the model itself says how many run together.
+        The number, at least 1; all of them where the model itself says how many run together, or they are
+        fewer than three.
     """
     if forward.rows is not None or len(samples) < _LOOKED_AT:
-        return None
+        return max(1, len(samples))
     sizes = []
     for count in (1, _LOOKED_AT):
         with torch.no_grad(), _Sizes() as seen:
@@ -123,4 +124,4 @@ def samples_at_once(forward: Forward, samples: Samples) -> int | None:
         sizes.append(seen.found)
     # What does not grow with the samples, such as a weight, does not count.
     growth = (many - one for one, many in zip(*sizes, strict=False))
-    return int(max(1, LARGEST_TENSOR * (_LOOKED_AT - 1) // max(1, *growth)))
+    return int(min(len(samples), max(1, LARGEST_TENSOR * (_LOOKED_AT - 1) // max(1, *growth))))

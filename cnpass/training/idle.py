@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,14 +32,20 @@ class Idle:
     integer: tuple[str, ...]
 
     @property
-    def keys(self) -> frozenset[str]:
-        """Keys of the weights that stay as they are, but for what a penalty asks of them."""
-        return frozenset((*self.apart, *self.cut, *self.flat, *self.integer))
-
-    @property
     def count(self) -> int:
         """Weights that stay as they are."""
-        return len(self.keys)
+        return sum(map(len, (self.apart, self.cut, self.flat, self.integer)))
+
+    def taught(self, changed: Iterable[str], *, only_by_gradient: bool) -> set[str]:
+        """Return which weights learned something from the samples.
+
+        Args:
+            changed: Keys of the weights that a training changed.
+            only_by_gradient: Whether nothing else changes weights, as penalty and clipping do. Then a weight
+                without gradient on the samples that were looked at had one on others.
+        """
+        others = () if only_by_gradient else self.flat
+        return set(changed).difference(self.apart, self.cut, self.integer, others)
 
     def describe(self) -> str | None:
         """One line; None if every weight is trained."""

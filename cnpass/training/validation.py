@@ -11,7 +11,7 @@ import torch
 from cnpass.evaluation.metrics import Meter
 from cnpass.records import Metric
 from cnpass.training.crossbars import Crossbars
-from cnpass.training.forward import Forward, Samples
+from cnpass.training.forward import Forward, Samples, samples_at_once
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Validator:
         crossbars: What varies.
         seed: Seed of the chips.
         chips: Numbers of the chips.
-        at_once: Samples per pass; None for all.
     """
 
     samples: Samples
@@ -34,7 +33,6 @@ class Validator:
     crossbars: Crossbars
     seed: int
     chips: range
-    at_once: int | None = None
 
     def values(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> list[float]:
         """Return the metric of every chip; ``weights`` stand in for digital ones."""
@@ -42,17 +40,20 @@ class Validator:
 
     def figures(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> Iterator[float]:
         """Measure chip after chip, as they are asked for; ``weights`` stand in for digital ones."""
-        return (self._measure(forward, chip, weights or {}) for chip in self.chips)
+        at_once = samples_at_once(forward, self.samples)
+        return (self._measure(forward, chip, weights or {}, at_once) for chip in self.chips)
 
     def score(self, forward: Forward, weights: Mapping[str, torch.Tensor] | None = None) -> float:
         """Return the mean over the chips; ``weights`` stand in for digital ones."""
         return float(np.mean(self.values(forward, weights)))
 
-    def _measure(self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor]) -> float:
+    def _measure(
+        self, forward: Forward, chip: int, others: Mapping[str, torch.Tensor], at_once: int
+    ) -> float:
         weights = {**others, **self.crossbars.chip(forward.module.weights, chip, self.seed)}
-        meter, total = Meter(self.metric), len(self.samples)
-        for start in range(0, total, self.at_once or total):
-            taken = slice(start, start + (self.at_once or total))
+        meter = Meter(self.metric)
+        for start in range(0, len(self.samples), at_once):
+            taken = slice(start, start + at_once)
             with torch.no_grad():
                 output = forward(self.samples.take(taken), weights)
             meter.add(output.float().cpu().numpy(), self.expected[taken])

@@ -235,7 +235,7 @@ def test_the_store_keeps_records_without_paths_and_trials(tmp_path: Path, monkey
     monkeypatch.setattr(table, "STORE", tmp_path / "figures.json")
     table.collect(tmp_path)
     found = json.loads(table.STORE.read_text())["lenet5-mnist"]["0"]["best"]
-    assert found == {"points": [], "record": {"recipe": {"rate": 0.003}, "seeds": {"chips": 0}}}
+    assert found == {"points": [], "record": {"recipe": {"rate": 0.003}, "seeds": {"chips": 0}, "notes": []}}
 
 
 def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all(
@@ -286,6 +286,9 @@ def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all
         "placement": [{"node": "conv1", "kind": "gain", "ratio": 0.5}],
     }
     seeds["0"]["best"] = best
+    brief = figures(0.6, 0.01, 9)
+    brief["record"] = best["record"] | {"placement": []}
+    seeds["0"]["brief"] = brief
     cells = {"tiles": 6, "cells_free": 1000, "adc_conversions": 7000}
     copied = figures(0.6, 0.01, 9)
     copied["record"] = {
@@ -318,8 +321,10 @@ def test_the_table_tells_spread_over_chips_and_seeds_and_what_a_rung_took_in_all
         "with copies",
     ]
     assert [line[1:] for line in copies[2:]] == [["2,000", "6", "7,000 |"], ["2,500", "6", "7,000 |"]]
-    assert job[2] == ["| seed 0, 9 epochs", "**30.00**", "20.00 |"]
-    assert text.endswith("- seed 0, 9 epochs: `conv1` gain 0.5")
+    assert "- seed 0, `best`, 9 epochs: `conv1` gain 0.5" in text
+    assert len(job) == 4
+    assert job[2] == ["| seed 0, `best`, 9 epochs", "**30.00**", "20.00 |"]
+    assert text.endswith("- seed 0, `brief`, 9 epochs: none")
     plain, penalty, paper, *_ = ladder[2:]
     assert plain[2:5] == ["25.00 ± 3.54 (20.00 to 30.00)", "15.00 (0.00)", "31.25"]
     assert penalty[2:5] == ["40.00 ± 2.00 [39.00, 41.00]", "30.00 (20.00)", "50.00"]

@@ -246,6 +246,10 @@ def test_options_that_do_nothing_for_a_model_or_its_data_are_named(model: Path, 
         model, tmp_path / "b.onnx", retrain=False, compensation=False, tile_rows=64, replicate=True
     )
     assert not any("tile" in note for note in record.notes)
+    record = _optimize(
+        model, tmp_path / "d.onnx", retrain=False, compensation=False, tile_rows=1, replicate=True
+    )
+    assert "--replicate does nothing: tiles of 1 x 256 have no room for copies" in record.notes
     with np.load(model.with_suffix(".npz")) as arrays:
         np.savez(tmp_path / "x.npz", **{name: a for name, a in arrays.items() if name[0] == "x"})
     record = cnpass.retrain(

@@ -13,10 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import cnpass
+from cnpass.compensation.site import find_sites
 from cnpass.document import Document
+from cnpass.mapping import plan
+from cnpass.passes.centre_inputs import centre
 from cnpass.passes.correct_mean_gain import CorrectMeanGain
 from cnpass.passes.mean_gain import mean_gains
 from cnpass.runtime.devices import LogNormal
+from cnpass.training.idle import Idle
 
 Nodes = list[onnx.NodeProto]
 LOOSE: dict[str, Any] = {"epochs": 6, "max_overhead": 2.0, "trials": 12}
@@ -29,7 +33,7 @@ def make(build, tmp_path: Path) -> Callable[..., Path]:
 
     def written(nodes: Nodes, outputs: tuple[str, ...] = ("y",)) -> Path:
         rng = np.random.default_rng(0)
-        weights = {"w": (4, 6), "v": (6, 4), "u": (4, 3)}
+        weights = {"w": (4, 6), "v": (6, 4), "t": (6, 4), "u": (4, 3)}
         arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in weights.items()}
         proto = build(nodes, arrays | {"eight": np.float32(8)}, outputs=outputs)
         path = tmp_path / "made.onnx"
@@ -92,6 +96,38 @@ def test_overhead_is_spent_on_nothing_but_the_first_output(aside: Path) -> None:
     record = cnpass.optimize(aside, sigma=0.5, chips=4, **LOOSE | {"kinds": ("linear", "residual")})
     assert record.placement
     assert "aside" not in {choice.node for choice in record.placement}
+
+
+def test_inputs_are_centred_for_the_first_output_alone(aside: Path) -> None:
+    with np.load(aside.with_suffix(".npz")) as arrays:
+        inputs = {"x": arrays["x_train"] + np.float32(3)}
+    every, needed = Document.load(aside), Document.load(aside)
+    assert centre(every, inputs)[0] == 3
+    assert centre(needed, inputs, for_first_output=True)[0] == 2
+    assert "the first output" in cnpass.search(aside, sigma=0.5, **LOOSE).excluded["aside"]
+
+
+def test_nodes_in_bodies_are_said_to_be_there(make) -> None:
+    """The first output depends on them, and they are no places for compensation all the same."""
+
+    def branch(weight: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(f"{weight}.y", TensorProto.FLOAT, None)
+        product = helper.make_node("MatMul", ["r", weight], [f"{weight}.y"], weight)
+        return helper.make_graph([product], weight, [], [out])
+
+    true = helper.make_tensor("true", TensorProto.BOOL, [], [True])
+    choice = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch("v"), else_branch=branch("t"))
+    document = Document.load(
+        make([*_chain()[:2], helper.make_node("Constant", [], ["c"], value=true), choice])
+    )
+    _, reasons = find_sites(document, plan(document), for_first_output=True)
+    assert set(reasons.values()) == {"is in a body of If, Loop or Scan"}
+
+
+def test_a_weight_whose_relu_is_dead_on_some_samples_only_is_made_for_the_device() -> None:
+    idle = Idle(total=5, apart=("a",), cut=("c",), flat=("f",), integer=("i",))
+    assert idle.taught(["a", "c", "f", "i", "w"], only_by_gradient=True) == {"f", "w"}
+    assert idle.taught(["a", "c", "f", "i", "w"], only_by_gradient=False) == {"w"}
 
 
 def test_a_model_with_a_part_without_gradient_is_optimised(cut: Path) -> None:
