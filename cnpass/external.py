@@ -6,6 +6,7 @@ The paths come from the model file, so they are not trusted: they must stay insi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -241,8 +242,10 @@ def _extents(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, int]]
         try:
             first = os.lseek(file.fileno(), start, os.SEEK_DATA)
             last = os.lseek(file.fileno(), first, os.SEEK_HOLE)
-        except OSError:  # no data up to the end of the file
-            return
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the file system cannot tell holes from data
+                yield start, stop
+            return  # ENXIO: no data up to the end of the file
         if first >= stop:
             return
         yield first, min(last, stop)

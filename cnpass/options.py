@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, FiniteFloat, PlainSerializer
 
+LARGEST_TILE = 2**31 - 1
+"""Most rows and columns of a tile that an option may ask for; an attribute of a node has room for more."""
+
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from cnpass.errors import UsageError
-from cnpass.options import Assignments, Duration, Names, Numbers
+from cnpass.options import LARGEST_TILE, Assignments, Duration, Names, Numbers
 from cnpass.training.schedule import LEVELS, RATE
 
 Idle = Iterator[tuple[str, tuple[str, ...]]]
@@ -246,8 +246,12 @@ class TrainRecipe(DataRecipe):
         description="spread weights over the spare rows of their tiles, with no tile and no ADC conversion "
         "more; copies that a mapped model has stay",
     )
-    tile_rows: int = Field(default=256, ge=1, description="rows of the tiles that copies lie in")
-    tile_cols: int = Field(default=256, ge=1, description="columns of the tiles that copies lie in")
+    tile_rows: int = Field(
+        default=256, ge=1, le=LARGEST_TILE, description="rows of the tiles that copies lie in"
+    )
+    tile_cols: int = Field(
+        default=256, ge=1, le=LARGEST_TILE, description="columns of the tiles that copies lie in"
+    )
     train_on: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where training runs")
     workers: int | None = Field(
         default=None, ge=1, le=1024, description="evaluation processes (default: one per core)"
@@ -427,8 +431,12 @@ class InspectRecipe(Recipe):
 
     verb: ClassVar[str] = "inspect"
 
-    tile_rows: int | None = Field(default=None, ge=1, description=f"rows of a crossbar tile {_AS_MAPPED}")
-    tile_cols: int | None = Field(default=None, ge=1, description=f"columns of a crossbar tile {_AS_MAPPED}")
+    tile_rows: int | None = Field(
+        default=None, ge=1, le=LARGEST_TILE, description=f"rows of a crossbar tile {_AS_MAPPED}"
+    )
+    tile_cols: int | None = Field(
+        default=None, ge=1, le=LARGEST_TILE, description=f"columns of a crossbar tile {_AS_MAPPED}"
+    )
 
 
 class RewriteRecipe(Recipe):

@@ -36,6 +36,10 @@ class CorrectMeanGain(DevicePass):
     def apply(self, document: Document) -> PassResult:
         """See `Pass.apply`."""
         mean, gains = float(self.device.mean(np.ones(1))[0]), mean_gains(document)
+        if not 0 < mean < np.inf:
+            raise PassPreconditionError(
+                self.name, f"{self.device.name} programs weights whose mean factor is {mean:.3g}"
+            )
         if mean == 1 and not gains:
             return PassResult(False, (f"{self.device.name} programs the right mean; nothing to correct",))
         products: dict[str, list[tuple[gs.Node, Product]]] = defaultdict(list)

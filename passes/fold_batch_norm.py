@@ -14,6 +14,7 @@ from cnpass.document import Document
 from cnpass.nodes import Node, label, node_metadata, scope
 from cnpass.passes import analog
 from cnpass.passes.base import PASS_CONFIG, Pass, PassResult, without_defaults
+from cnpass.passes.mean_gain import keep_mean_gains, mean_gains
 from cnpass.shapes import Shapes, infer
 from cnpass.weights import Weight, resolve
 
@@ -205,6 +206,9 @@ class _Folder:
             blocks = blocks * match.scale.reshape(match.groups, 1, -1, *[1] * (values.ndim - 2))
             values = blocks.reshape(values.shape)
         self.set(linear, 1, values.astype(dtype), f"{weight.key}.folded")
+        gains = mean_gains(self.document)
+        if weight.key in gains:  # a copy is made for the same mean factor as what it was made of
+            keep_mean_gains(self.document, gains | {linear.inputs[1].name: gains[weight.key]})
         self.set_bias(match, bias.astype(dtype), norm)
 
     def set_bias(self, match: _Match, bias: np.ndarray, norm: gs.Node) -> None:

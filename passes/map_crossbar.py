@@ -17,6 +17,7 @@ from cnpass.document import Document
 from cnpass.functions import inline_products
 from cnpass.mapping import NodePlan, Product, plan, weight_perm
 from cnpass.nodes import Node, key, label, node_metadata, node_proto, scope
+from cnpass.options import LARGEST_TILE
 from cnpass.passes import analog, periphery, scan
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -61,8 +62,12 @@ class MapCrossbar(DevicePass):
     seed: int = Field(
         default=0, ge=-(2**63), le=2**64 - 1, description="seed of all chips, 64 bits, signed or not"
     )
-    tile_rows: int | None = Field(default=None, ge=0, description=f"rows of a crossbar tile, {_AS_IT_IS}")
-    tile_cols: int | None = Field(default=None, ge=0, description=f"columns of a crossbar tile, {_AS_IT_IS}")
+    tile_rows: int | None = Field(
+        default=None, ge=0, le=LARGEST_TILE, description=f"rows of a crossbar tile, {_AS_IT_IS}"
+    )
+    tile_cols: int | None = Field(
+        default=None, ge=0, le=LARGEST_TILE, description=f"columns of a crossbar tile, {_AS_IT_IS}"
+    )
     dac_bits: int | None = Field(
         default=None, ge=0, le=MAX_BITS, description=f"bits of the converters of inputs, {_AS_IT_IS}"
     )
@@ -162,6 +167,8 @@ class MapCrossbar(DevicePass):
             return
         axes: dict[int, int] = {}
         for node in analog.analog_nodes(document):
+            if node.attrs.get("device") == ops.PROGRAMMED:  # has no stream; its device is another node's
+                continue
             axis = ops.column_axis(node.op, node.attrs.get(ops.WEIGHT_PERM))
             if axes.setdefault(node.attrs.get("stream", 0), axis) != axis:
                 raise PassError(

@@ -19,6 +19,7 @@ from cnpass.document import Document
 from cnpass.inspection import DEFAULT_TILE, layout, tile_of
 from cnpass.mapping import Product, plan
 from cnpass.nodes import label
+from cnpass.options import LARGEST_TILE
 from cnpass.passes import analog, periphery
 from cnpass.passes.base import (
     PASS_CONFIG,
@@ -57,9 +58,11 @@ class ReplicateWeights(Pass):
 
     name: ClassVar[str] = "replicate-weights"
 
-    tile_rows: int | None = Field(default=None, ge=1, description=f"rows of a crossbar tile, {_AS_THEY_ARE}")
+    tile_rows: int | None = Field(
+        default=None, ge=1, le=LARGEST_TILE, description=f"rows of a crossbar tile, {_AS_THEY_ARE}"
+    )
     tile_cols: int | None = Field(
-        default=None, ge=1, description=f"columns of a crossbar tile, {_AS_THEY_ARE}"
+        default=None, ge=1, le=LARGEST_TILE, description=f"columns of a crossbar tile, {_AS_THEY_ARE}"
     )
     max_copies: int = Field(
         default=ops.MAX_COPY + 1, ge=1, le=ops.MAX_COPY + 1, description="most devices per weight"

@@ -17,7 +17,7 @@ from cnpass.runtime.philox import read_normals
 
 MAX_BITS = 16
 SMALLEST_RANGE = 1e-30
-LARGEST_RANGE = 1e30
+LARGEST_RANGE = float(np.float32(1e30))  # as an attribute, which is float32 and lies a little above
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -29,10 +29,13 @@ def run(
     force: ForceOption = False,
 ) -> None:
     """List the nodes that would run on crossbars, those that stay digital, and why."""
+    from cnpass.document import Document
     from cnpass.inspection import inspect
 
     if split is not None:
-        check_output(split, force=force, hint="--force overwrites it, --split names another file")
+        sources = Document.load(model).sources
+        hint = "--force overwrites it, --split names another file"
+        check_output(split, force=force, sources=sources, hint=hint)
     record = inspect(model, tile_rows=recipe.tile_rows, tile_cols=recipe.tile_cols)
     if split is not None:
         write_text(split, split_text(record), force=force)

@@ -37,7 +37,7 @@ def run(
     document = Document.load(model)
     if dry_run:
         print_plan(document, console, {"pipeline": str(pipeline), "output": str(output)})
-        check_output(output, force=force, sources=document.sources)
+        check_output(output, force=force, sources=_sources(document, pipeline))
         pipeline.run(document.copy())
         return
     _write(document, pipeline, output, console, force=force)
@@ -68,7 +68,7 @@ def _seeded(step: Pass, seed: int | None) -> Pass:
 
 
 def _write(document: Document, pipeline: Pipeline, output: Path, console: Console, *, force: bool) -> None:
-    check_output(output, force=force, sources=document.sources)
+    check_output(output, force=force, sources=_sources(document, pipeline))
     result = pipeline.run(document)
     stale = _record_of(output)
     document.save(output, force=force)
@@ -93,6 +93,16 @@ def _write(document: Document, pipeline: Pipeline, output: Path, console: Consol
         )
     else:
         console.line(f"wrote {output}" + ("" if result.modified else " (nothing to change)"))
+
+
+def _sources(document: Document, pipeline: Pipeline) -> list[Path]:
+    """The files that a pipeline reads: the model's, and the data of its passes."""
+    from cnpass.data import data_files
+    from cnpass.passes.samples import SamplesPass
+
+    steps = [step for step in pipeline.passes if isinstance(step, SamplesPass)]
+    data = [file for step in steps for file in data_files(step.data or None, document.path)]
+    return [*document.sources, *data]
 
 
 def _record_of(output: Path) -> Path | None:

@@ -14,9 +14,9 @@ from pydantic import BeforeValidator
 
 from cnpass.allocator import keep_freed_memory
 from cnpass.cli.console import Console, Format
-from cnpass.errors import UsageError
+from cnpass.errors import CnpassError, UsageError
 from cnpass.files import check_output, write_text
-from cnpass.recipe import DataRecipe, Recipe
+from cnpass.recipe import CalibrateRecipe, DataRecipe, Recipe, TrainRecipe
 
 PANEL = "Recipe options"
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file", show_default=False)]
@@ -141,15 +141,29 @@ def _check_paths(values: Mapping[str, Any], file: Path | None, config: Path | No
     written = {option: path for option, path in given.items() if path is not None}
     if not written:
         return
-    from cnpass.data.sources import beside
+    from cnpass.data import data_files
 
-    model, data = values["model"], getattr(values["recipe"], "data", None)
-    read = {"MODEL": model, "--recipe": file, "--data": Path(data) if data else beside(model)}
-    seen = {path.resolve(): option for option, path in read.items() if path is not None}
+    model, recipe = values["model"], values["recipe"]
+    read = [("MODEL", path) for path in _model_files(model)]
+    read += [("--recipe", file)] if file is not None else []
+    read += [("--data", path) for path in data_files(getattr(recipe, "data", None), model)]
+    seen = {path.resolve(): option for option, path in read}
+    if "--output" in written and isinstance(recipe, TrainRecipe | CalibrateRecipe):
+        written["--output (its record)"] = written["--output"].with_suffix(".json")
     for option, path in written.items():
         other = seen.setdefault(path.resolve(), option)
-        if other != option:
+        if other.partition(" ")[0] != option.partition(" ")[0]:
             raise UsageError(f"option {option}: {path} is the file of {other}, too; name another one")
+
+
+def _model_files(model: Path) -> list[Path]:
+    """The files of a model; of one that cannot be read its own, for the verb will say why."""
+    from cnpass.document import Document
+
+    try:
+        return [model, *Document.load(model).sources]
+    except CnpassError:
+        return [model]
 
 
 def _save(recipe: Recipe, path: Path | None, *, force: bool | None) -> None:

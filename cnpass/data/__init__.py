@@ -10,7 +10,7 @@ from cnpass.data.dataset import Dataset, Split
 from cnpass.data.fitting import fit
 from cnpass.data.inputs import InputSpec, class_count, data_inputs, input_specs
 from cnpass.data.prepare import prepare
-from cnpass.data.sources import RawData, load_data
+from cnpass.data.sources import RawData, data_files, load_data
 
 __all__ = [
     "Dataset",
@@ -18,6 +18,7 @@ __all__ = [
     "RawData",
     "Split",
     "class_count",
+    "data_files",
     "data_inputs",
     "fit",
     "input_specs",

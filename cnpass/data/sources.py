@@ -74,6 +74,19 @@ def beside(model: Path) -> Path | None:
     return None
 
 
+def data_files(source: str | Path | None, model: Path | None = None) -> list[Path]:
+    """Return the files that `load_data` reads, arguments as there; none for a function."""
+    if source is None:
+        found = None if model is None else beside(model)
+        return [] if found is None else [found]
+    path = Path(source)
+    if path.is_dir():
+        return sorted(
+            file for file in path.iterdir() if file.suffix == ".npy" or _IDX_FILE.fullmatch(file.name)
+        )
+    return [path] if path.is_file() else []
+
+
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
         archive = np.load(path, allow_pickle=False)

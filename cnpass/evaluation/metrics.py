@@ -71,6 +71,13 @@ def reference(metric: Metric, split: Split, clean: Outputs) -> Outputs:
     return predictions(clean) if metric == "agreement" else clean
 
 
+def _right(output: Outputs, expected: Outputs) -> npt.NDArray[np.bool_]:
+    """Which samples have the expected class; none with NaN, where the clean model may have NaN, too."""
+    found = predictions(output)
+    right: npt.NDArray[np.bool_] = (found == expected) & (found >= 0)
+    return right
+
+
 class Meter:
     """Takes a metric over batches."""
 
@@ -82,7 +89,7 @@ class Meter:
     def add(self, output: Outputs, expected: Outputs) -> None:
         """Count one batch: its first output, and the reference of the same samples."""
         if self._classes:
-            self._good += float(np.count_nonzero(predictions(output) == expected))
+            self._good += float(np.count_nonzero(_right(output, expected)))
             self._total += len(expected)
         else:
             wanted = expected.astype(np.float64)

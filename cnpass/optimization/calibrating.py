@@ -17,7 +17,7 @@ from cnpass.compensation.closed_form import MAX_FEATURES, Fit, fit
 from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import overhead
 from cnpass.compensation.site import find_sites
-from cnpass.data import Split
+from cnpass.data import Split, data_files
 from cnpass.document import Document, as_document
 from cnpass.errors import DataError, ModelError
 from cnpass.evaluation import MonteCarlo
@@ -107,7 +107,7 @@ class _Calibration:
         for text in (*lost(source), *recipe.idle()):
             progress.warn(text)
             self.notes.append(text)
-        self.sources = [*source.sources, Path(self.dataset.name)]
+        self.sources = [*source.sources, *data_files(self.dataset.name)]
         for name, split in (("training", self.dataset.train), ("validation", self.dataset.val)):
             if not len(split):
                 raise DataError(f"{self.dataset.name}: has no {name} samples, on which a chip is measured")

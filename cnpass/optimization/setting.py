@@ -21,7 +21,7 @@ import torch
 from cnpass import data as datasets
 from cnpass.compensation.kinds import Kind
 from cnpass.compensation.overhead import uncounted
-from cnpass.data import Dataset, Split
+from cnpass.data import Dataset, Split, data_files
 from cnpass.document import Document
 from cnpass.errors import DataError, ModelError, UsageError
 from cnpass.evaluation import MonteCarlo
@@ -299,7 +299,7 @@ def carry_out(
             if call.force or not record_path(output).exists():
                 write_text(record_path(output), finished.to_json() + "\n")
             return finished
-        check_outputs(output, force=call.force, sources=[*ready.document.sources, Path(dataset.name)])
+        check_outputs(output, force=call.force, sources=[*ready.document.sources, *data_files(dataset.name)])
         setting = Setting(
             ready.document,
             dataset,
@@ -425,6 +425,8 @@ def check_outputs(output: Path, *, force: bool, sources: Iterable[Path]) -> None
     sources = list(sources)
     for path in (output, record_path(output)):
         check_output(path, force=force, sources=sources)
+    # Whether there will be external data, and may be older ones, is known when the model is written.
+    check_output(data_path(output), force=True, sources=sources)
 
 
 def record_path(output: Path) -> Path:

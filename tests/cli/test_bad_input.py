@@ -46,6 +46,12 @@ def external(folder: Path) -> None:
     (folder / "w.data").unlink()
 
 
+def large(folder: Path) -> None:
+    location = "large.onnx.data"
+    options = {"save_as_external_data": True, "location": location, "size_threshold": 0}
+    onnx.save_model(onnx.load(folder / "digits.onnx"), folder / "large.onnx", **options)
+
+
 def nothing_analog(folder: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],
@@ -184,6 +190,48 @@ TABLE = {
         ("rewrite", "{}/digits.onnx", "--save-config", "{}/q.onnx", "-o", "{}/q.onnx"),
         2,
         "is the file of --output, too",
+    ),
+    "config is the record": (
+        nothing,
+        ("optimize", "{}/digits.onnx", "--save-config", "{}/q.json", "-o", "{}/q.onnx"),
+        2,
+        "option --output (its record): {}/q.json is the file of --save-config, too",
+    ),
+    "config is the model's data": (
+        large,
+        (*EVALUATE, "{}/large.onnx", "--save-config", "{}/large.onnx.data"),
+        2,
+        "option --save-config: {}/large.onnx.data is the file of MODEL, too",
+    ),
+    "split is the model's data": (
+        large,
+        ("inspect", "{}/large.onnx", "--split", "{}/large.onnx.data", "--force"),
+        2,
+        "is the file of MODEL, too",
+    ),
+    "output is a file of the data's folder": (
+        lambda folder: [np.save(folder / f"{name}_test.npy", np.zeros(4, np.int64)) for name in "xy"],
+        ("optimize", "{}/digits.onnx", "--data", "{}", "-o", "{}/x_test.npy", "--force"),
+        2,
+        "is the file of --data, too",
+    ),
+    "output is the data of a pass": (
+        lambda folder: (folder / "o.npz").hardlink_to(folder / "digits.npz"),
+        (
+            *("rewrite", "{}/digits.onnx", "-p", "map-crossbar,calibrate-ranges{{data={}/o.npz}}"),
+            *("-o", "{}/o.npz", "--force"),
+        ),
+        2,
+        "is the source, which is never written",
+    ),
+    "external data would be the dataset": (
+        lambda folder: (folder / "digits.npz").rename(folder / "o.onnx.data"),
+        (
+            *("optimize", "{}/digits.onnx", "--data", "{}/o.onnx.data", "-o", "{}/o.onnx"),
+            *("--no-retrain", "--no-compensation"),
+        ),
+        2,
+        "{}/o.onnx.data: is the source, which is never written",
     ),
     "config is the recipe": (
         lambda folder: (folder / "r.toml").write_text("seed = 1\n"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -189,6 +190,19 @@ def test_holes_stay_holes(tmp_path, build):
     assert copied.stat().st_size == size
     assert copied.stat().st_blocks * 512 < size // 2
     assert np.flatnonzero(np.fromfile(copied, np.uint8)).tolist() == list(range(size // 2, size // 2 + 100))
+
+
+def test_a_file_system_that_knows_no_holes_loses_no_weights(external, tmp_path, monkeypatch):
+    whole = Document.load(external()[0])
+    whole.save(tmp_path / "a.onnx")
+
+    def lseek(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    whole.save(tmp_path / "b.onnx")
+    assert any((tmp_path / "a.onnx.data").read_bytes())
+    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "b.onnx.data").read_bytes()
 
 
 @pytest.mark.parametrize(

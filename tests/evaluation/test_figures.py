@@ -55,6 +55,13 @@ def test_top1_counts_nan_as_wrong() -> None:
     assert meter.value() == 0.5
 
 
+def test_agreement_counts_nan_as_wrong_where_the_clean_model_has_it_too() -> None:
+    meter = metrics.Meter("agreement")
+    meter.add(ROWS, metrics.predictions(ROWS))
+    assert np.isnan(ROWS).any(axis=1).tolist() == [False, False, True, False]
+    assert meter.value() == 0.75
+
+
 @pytest.mark.parametrize(
     ("error", "decibel"),
     [(0.1, 20.0), (0.0, metrics.SER_LIMIT), (np.nan, -metrics.SER_LIMIT), (np.inf, -metrics.SER_LIMIT)],

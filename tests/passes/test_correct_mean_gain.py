@@ -238,3 +238,9 @@ def test_reads_and_prints_as_text():
     pipeline = Pipeline.parse(text)
     assert str(pipeline) == text
     assert pipeline.passes[0] == CorrectMeanGain(device=LogNormal(sigma=0.3))
+
+
+def test_a_device_whose_mean_is_zero_is_refused(named_case):
+    step = CorrectMeanGain(device=LogNormal(sigma=0.5, stuck_low=1.0))
+    with pytest.raises(PassPreconditionError, match="mean factor is 0"):
+        step(Document.from_proto(named_case("conv")))

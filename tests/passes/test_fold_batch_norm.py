@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from cnpass.document import Document
 from cnpass.passes import Pipeline
+from cnpass.passes.mean_gain import mean_gains
 from cnpass.passes.pipeline import Verifying
 
 FOLD = "fold-batch-norm"
@@ -102,6 +103,20 @@ def test_a_shared_weight_is_untied(build, weight, parameters, transform):
     np.testing.assert_array_equal(second.inputs[1].values, weight(4, 4, 1, 1))
     notes = Pipeline.parse(FOLD).run(Document.from_proto(model)).notes
     assert any("'w' has other readers" in note for note in notes)
+
+
+def test_a_copy_is_made_for_the_mean_factor_of_what_it_was_made_of(build, weight, parameters):
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], "first"),
+        norm(y="n"),
+        helper.make_node("Conv", ["n", "w", "b"], ["y"], "second"),
+    ]
+    weights = {"w": weight(4, 4, 1, 1), "b": weight(4), **parameters(4)}
+    document = Document.from_proto(build(nodes, weights, inputs={"x": [2, 4, 3, 3]}))
+    Pipeline.parse(f"correct-mean-gain{{sigma=0.5}},{FOLD}").run(document)
+    gains = mean_gains(document)
+    assert gains.keys() == {"w", "w.folded"}
+    assert gains["w.folded"] == gains["w"] > 1
 
 
 def test_a_hidden_weight_is_copied(build, weight, parameters, transform):

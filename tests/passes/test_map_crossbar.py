@@ -122,6 +122,34 @@ def test_columns_of_a_weight_used_both_ways_are_refused(named_case):
         step.run(Document.from_proto(named_case("tied")))
 
 
+def test_nodes_programmed_elsewhere_have_no_columns_to_agree_on(build, weight):
+    """They have no stream, so that they are not the uses of one weight."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "a"], ["h"], transB=1),
+        helper.make_node("MatMul", ["h", "b"], ["i"]),
+        helper.make_node("MatMul", ["i", "c"], ["y"]),
+    ]
+    document = Document.from_proto(build(nodes, {"a": weight(4, 4), "b": weight(4, 4), "c": weight(4, 2)}))
+    Pipeline.parse("map-crossbar{portable=never}").run(document)
+    first, second, last = analog_nodes(document)
+    for node in (first, second):
+        del node.attrs["stream"]
+        node.attrs["device"] = "programmed"
+    Pipeline.parse("map-crossbar{device=gaussian,scale-floor=0.5,portable=never}").run(document)
+    assert [node.attrs["device"] for node in (first, second, last)] == [
+        "programmed",
+        "programmed",
+        "gaussian",
+    ]
+
+
+@pytest.mark.parametrize("step", ["map-crossbar", "replicate-weights"])
+@pytest.mark.parametrize("option", ["tile-rows", "tile-cols"])
+def test_tiles_that_no_attribute_holds_are_refused(step, option):
+    with pytest.raises(UsageError, match=f"option '{option}'"):
+        Pipeline.parse(f"{step}{{{option}={2**63}}}")
+
+
 def test_columns_with_a_full_scale_each(build, weight):
     """A Gemm that stores its weight transposed has its columns along the first axis."""
     model = build([helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], {"w": weight(3, 4)})
