@@ -27,7 +27,7 @@ class SamplesPass(Pass):
     part: Literal["train", "val", "test"] = Field(
         default="train", description="samples to take: train, val or test"
     )
-    samples: int = Field(default=128, ge=1, description="how many samples to run")
+    samples: int = Field(default=128, ge=1, description="how many samples to run, from all over the part")
     scale: str = Field(default="1", description="as in `cnpass evaluate`: factor for the samples")
     mean: str = Field(default="0", description="as in `cnpass evaluate`: subtracted after scaling")
     std: str = Field(default="1", description="as in `cnpass evaluate`: divides at the end")
@@ -49,7 +49,7 @@ class SamplesPass(Pass):
             option, _, reason = str(error).removeprefix("option --").partition(": ")
             raise UsageError(f"pass {self.name!r}, option {option!r}: {reason}") from None
         dataset = datasets.prepare(document.proto, document.path, recipe, parts=(self.part,))
-        split: Split = getattr(dataset, self.part).take(slice(self.samples))
+        split: Split = getattr(dataset, self.part).few(self.samples)
         if not len(split):
             raise PassError(self.name, f"{dataset.name} has no samples of part {self.part!r}")
         return split, dataset

@@ -38,6 +38,13 @@ class Split:
         """The samples of an index."""
         return Split({k: v[index] for k, v in self.inputs.items()}, None if self.y is None else self.y[index])
 
+    def few(self, count: int) -> Split:
+        """So many samples from all over the split, always the same, in its order; all if it has no more.
+
+        The first ones would be of one class where samples lie sorted by class.
+        """
+        return self if len(self) <= count else self.take(np.sort(shuffled(len(self))[:count]))
+
     @cached_property
     def sha256(self) -> str:
         """Hash over all arrays: names, types, shapes and values."""
@@ -53,6 +60,14 @@ class Split:
 
 
 EMPTY = Split({})
+
+
+def shuffled(count: int) -> npt.NDArray[np.intp]:
+    """A fixed random order of ``range(count)``: by each number's SplitMix64 hash (Steele et al. 2014)."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
 
 
 @dataclass(frozen=True)

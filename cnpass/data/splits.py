@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cnpass.data.dataset import Array
+from cnpass.data.dataset import Array, shuffled
 from cnpass.data.sources import NAMES, RawData
 from cnpass.errors import DataError
 
@@ -119,11 +119,3 @@ def _split_off(raw: RawData, parts: dict[str, Part], missing: dict[str, int]) ->
     parts["train"] = whole.take(np.sort(order[taken:]))
     sizes = ", ".join(f"{len(parts[part])} for {part}" for part in ("train", *missing))
     return f"split {count} samples: {sizes}"
-
-
-def shuffled(count: int) -> npt.NDArray[np.intp]:
-    """A fixed random order of ``range(count)``: by each number's SplitMix64 hash (Steele et al. 2014)."""
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")

@@ -20,6 +20,7 @@ from cnpass.compensation import inputs, overhead
 from cnpass.compensation.builder import NOTHING, Known
 from cnpass.compensation.kinds import Kind
 from cnpass.data import Split
+from cnpass.data.dataset import shuffled
 from cnpass.document import Document
 from cnpass.errors import ModelError
 from cnpass.evaluation import VALIDATION_CHIPS_START, feeding, metrics
@@ -152,7 +153,7 @@ class Job:
         Raises:
             ModelError: The source has operators that cannot be lifted.
         """
-        few = self.train.take(slice(_PROBED))
+        few = self.train.few(_PROBED)
         samples = Samples.of(few, self._clean.module.input_names, self.torch_device)
         return find_idle(self._clean, samples, self.recipe.seed)
 
@@ -175,7 +176,7 @@ class Job:
         """The training problem of the source and all its variants, whose analog weights are the same."""
         clean = self._clean
         samples = Samples.of(self.train, clean.module.input_names, self.torch_device)
-        checked = self.val.take(slice(CHECK_SAMPLES))
+        checked = self.val.few(CHECK_SAMPLES)
         validation = Samples.of(checked, clean.module.input_names, self.torch_device)
         expected = metrics.reference(self.metric, checked, self._outputs(validation).cpu().numpy())
         crossbars = Crossbars.of(self.plan, self.device, clean.module.weights)
@@ -243,8 +244,9 @@ class Job:
     def search_validator(self) -> Validator:
         """The figure that the placement search compares by."""
         validator = self.problem.validator
-        few = slice(SEARCH_SAMPLES)
-        return replace(validator, samples=validator.samples.take(few), expected=validator.expected[few])
+        few = np.sort(shuffled(len(validator.samples))[:SEARCH_SAMPLES])
+        samples = validator.samples.take(torch.from_numpy(few).to(self.torch_device))
+        return replace(validator, samples=samples, expected=validator.expected[few])
 
     @property
     def tuning_validator(self) -> Validator:

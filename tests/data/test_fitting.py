@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from cnpass.data import Dataset, RawData, class_count, fit, input_specs, prepare
+from cnpass.data.dataset import Split, shuffled
 from cnpass.data.inputs import random_dataset
-from cnpass.data.splits import shuffled
 from cnpass.errors import DataError, ModelError
 from cnpass.recipe import DataRecipe, Preprocess
 
@@ -45,6 +45,15 @@ def fitted(
 def test_order_is_fixed_for_ever() -> None:
     assert shuffled(10).tolist() == [2, 4, 6, 8, 5, 1, 7, 0, 9, 3]
     assert sorted(shuffled(1000)) == list(range(1000))
+
+
+def test_few_samples_are_of_all_classes_where_the_samples_lie_sorted_by_class() -> None:
+    labels = np.repeat(np.arange(10), 200)
+    few = Split({"x": labels[:, None]}, labels).few(300)
+    assert np.bincount(few.y).min() > 15
+    assert np.array_equal(few.x[:, 0], few.y)
+    assert np.all(np.diff(few.y) >= 0)
+    assert few.few(300) is few
 
 
 def test_given_parts_stay_as_they_are() -> None:
